@@ -131,6 +131,16 @@ class OpenSearchMetrics(Contract):
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer`."))
 
 
+class OpenSearchIndex(dy.Schema):
+    """One row: the state of the index at one moment."""
+
+    alias = dy.String(**about("The name that readers use."))
+    index = dy.String(**about("The physical index behind it."))
+    documents = dy.Int64(**about("Documents it holds.", unit="count"))
+    size_bytes = dy.Int64(**about("Size on the server's disk.", unit="bytes"))
+    fields = dy.Int64(**about("Fields of its mapping.", unit="count"))
+
+
 class QuarantineRecords(Contract):
     """One row per refused object, record or document: what, why, and what replays it."""
 

@@ -36,3 +36,11 @@ class NodeFailed(LakeError):
 
 class IndexUnavailable(LakeError):
     """OpenSearch does not answer, or refuses everything that is sent to it."""
+
+
+class PageFailed(LakeError):
+    """Dagster's page cannot be started."""
+
+
+class SearchRefused(LakeError):
+    """A condition of a search cannot be understood, or does not fit the fields of the index."""

@@ -6,6 +6,7 @@ Read when something is started, never at import. `.env` in the working directory
 from __future__ import annotations
 
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,10 @@ class Settings(BaseSettings):
 
     lake_home: Path = Field(
         Path(".lake"), description="Folder of everything local: the default lake, Dagster's storage, the node's data."
+    )
+    lake_cache: Path | None = Field(
+        None,
+        description="Folder of what is fetched once for a user (OpenSearch); default: lake_assets in the user's cache.",
     )
     lake_url: str = Field(
         "", description="Root of the tables: file:///… or s3://bucket/prefix; default: <LAKE_HOME>/lake."
@@ -72,7 +77,7 @@ class Settings(BaseSettings):
             raise ValueError("must begin with file:/// or s3://")
         return url.rstrip("/")
 
-    @field_validator("lake_home", "dagster_home", "lake_sources")
+    @field_validator("lake_home", "lake_cache", "dagster_home", "lake_sources")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -91,6 +96,12 @@ class Settings(BaseSettings):
     def dagster_root(self) -> Path:
         """DAGSTER_HOME, or its default."""
         return self.dagster_home or self.lake_home / "dagster"
+
+    @cached_property
+    def cache_root(self) -> Path:
+        """LAKE_CACHE, or its default: lake_assets in $XDG_CACHE_HOME, ~/Library/Caches (macOS) or ~/.cache."""
+        home = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        return self.lake_cache or Path(os.environ.get("XDG_CACHE_HOME") or home).expanduser().absolute() / "lake_assets"
 
     @cached_property
     def storage_options(self) -> dict[str, str]:

@@ -1,0 +1,45 @@
+"""The indexing zone: clean text in place of raw text."""
+
+from collections.abc import Iterator
+
+import polars as pl
+from dagster import AssetExecutionContext
+
+from lake_assets.contracts import IndexingDocuments
+from lake_assets.engineering.quarantine import refuse
+from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
+from lake_assets.lake.tables import Rows, Snapshot
+from lake_assets.text.documents import DocumentReader
+
+
+@table_asset("indexing/documents", "engineering", ["raw/records"], IndexingDocuments)
+def indexing_documents(context: AssetExecutionContext, lake: LakeResource) -> Updates:
+    """Turns records into documents: decoded, parsed, repaired, markup removed, keyed and hashed.
+
+    One row per document, partitioned by batch. A batch holds all documents of the objects it owns; in the same commit the
+    rows that older batches held of those objects go. Records that are no document go to the quarantine, one by one.
+    """
+    return Updates(lake.lake.table("indexing/documents"), (_documents(lake, batch) for batch in batches(context)))
+
+
+def _documents(lake: LakeResource, batch: int):
+    def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
+        ledger = lake.ledger()
+        owned = ledger.owned(batch)
+        older = snapshot.batches_of(ledger.earlier(batch), owned["path"])
+        return [batch, *older], _rows(lake, snapshot, batch, owned, older)
+
+    return compute
+
+
+def _rows(lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFrame, older: list[int]) -> Iterator[pl.DataFrame]:
+    """Hands out the documents of the owned objects, then what older batches keep."""
+    reader = DocumentReader(lake.sources)
+    landed = owned.filter(pl.col("state") == "landed").select("path", "etag")
+    refused = []
+    for piece in lake.lake.read("raw/records").ordered_pieces(batch):
+        documents, failed = reader.read(piece.join(landed, on=["path", "etag"], how="semi", maintain_order="left"))
+        refused.append(failed)
+        yield documents.with_columns(batch=pl.lit(batch, pl.Int64)).select(list(IndexingDocuments.columns()))
+    refuse(lake.lake, "indexing/documents", batch, refused)
+    yield from snapshot.others([batch, *older], owned["path"])

@@ -1,0 +1,212 @@
+"""OpenSearch: documents delivered, delivered again with their metrics, and the state of the index."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+from dagster import AssetExecutionContext
+
+from lake_assets.contracts import OpenSearchDocuments, OpenSearchIndex, OpenSearchMetrics
+from lake_assets.engineering.quarantine import refuse
+from lake_assets.index.delivery import deliver
+from lake_assets.index.ids import source_ids
+from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
+from lake_assets.index.whole import document_columns, metric_fields, version_of, whole_hashes, with_metrics
+from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
+from lake_assets.lake.tables import Rows, Snapshot, bucketed
+
+RECEIPT = list(OpenSearchDocuments.columns())
+
+
+@table_asset("opensearch/documents", "engineering", ["indexing/documents"], OpenSearchDocuments,
+             kinds=("opensearch", "deltalake"), pool="opensearch")  # fmt: skip
+def opensearch_documents(context: AssetExecutionContext, lake: LakeResource) -> Updates:
+    """Delivers new and changed documents to OpenSearch, deletes those that vanished, and keeps the receipts.
+
+    One row per document that the index holds, partitioned by batch. Documents whose hash the receipts know are not sent
+    again. What the server refuses for good goes to the quarantine; when it does not answer, the run fails and the next
+    one finishes it.
+    """
+    sent = {"sent": 0, "deleted": 0, "carried_over": 0, "refused": 0}
+    return Updates(
+        lake.lake.table("opensearch/documents"),
+        (_Delivery(lake, batch, sent).compute for batch in batches(context)),
+        lambda: sent,
+    )
+
+
+class _Delivery:
+    """First delivery of one batch."""
+
+    def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
+        self.lake, self.batch, self.sent = lake, batch, sent
+
+    def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
+        self.ledger = self.lake.ledger()
+        self.owned = self.ledger.owned(self.batch)
+        self.older = snapshot.batches_of(self.ledger.earlier(self.batch), self.owned["path"])
+        known = snapshot.scan([self.batch, *self.older]).filter(pl.col("path").is_in(self.owned["path"].implode()))
+        self.known = known.select(RECEIPT).collect()
+        self.version = version_of(self.lake.lake, self.batch)
+        return [self.batch, *self.older], self.rows(snapshot)
+
+    def rows(self, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
+        """Hands out the receipts, while the documents are on their way; then what older batches keep."""
+        client = self.lake.client()
+        alias = self.lake.settings.opensearch_alias
+        index = ensure_index(client, alias, metric_fields(self.lake.lake.read("enrich/documents")))
+        waiting: deque[pl.DataFrame] = deque()
+        present: list[pl.Series] = []
+        refused: list[pl.DataFrame] = []
+        for answer in deliver(client, alias, self._changed(waiting, present)):
+            yield from self._judge(waiting, answer, index, refused)
+        yield from waiting
+        self._delete_vanished(client, alias, present, refused)
+        refuse(self.lake.lake, "opensearch/documents", self.batch, refused)
+        yield from snapshot.others([self.batch, *self.older], self.owned["path"])
+
+    def _changed(self, waiting: deque[pl.DataFrame], present: list[pl.Series]) -> Iterator[pl.DataFrame]:
+        """Hands out what must be sent, and leaves in `waiting` what its receipts need, in the same order."""
+        enrich = self.lake.lake.read("enrich/documents").frame(self.older) if self.older else None
+        for piece in self.lake.lake.read("indexing/documents").pieces([self.batch]):
+            piece = piece.with_columns(id=source_ids(piece["path"], piece["key"]))
+            if self.known.height:
+                present.append(piece["id"])
+            same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
+            carried = same.with_columns(batch=pl.lit(self.batch, pl.Int64))
+            piece = piece.join(same.select("id"), on="id", how="anti", maintain_order="left")
+            self.sent["carried_over"] += carried.height
+            waiting.append(carried.select(RECEIPT))
+            waiting.append(piece.select("id", "path", "key", "record", "document_hash"))
+            whole = with_metrics(piece, enrich) if enrich is not None else piece
+            yield document_columns(whole).with_columns(
+                version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
+            )
+
+    def _judge(
+        self, waiting: deque[pl.DataFrame], answer: pl.DataFrame, index: str, refused: list[pl.DataFrame]
+    ) -> Iterator[pl.DataFrame]:
+        """Joins an answer to what was sent: receipts of what is there, and the rest for the quarantine."""
+        yield waiting.popleft()
+        sent = waiting.popleft().with_columns(answer.select("version", "result", "reason", "detail"))
+        failed = sent.filter(pl.col("result") == "refused")
+        if failed.height:
+            etags = self.owned.select("path", "etag")
+            refused.append(failed.join(etags, on="path", how="left"))
+        taken = sent.filter(pl.col("result") != "refused")
+        self.sent["sent"] += taken.height
+        self.sent["refused"] += failed.height
+        yield taken.with_columns(batch=pl.lit(self.batch, pl.Int64), index=pl.lit(index)).select(RECEIPT)
+
+    def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
+        """Deletes what the index held of the owned objects, and no longer has a document that it accepts."""
+        if self.known.is_empty():
+            return
+        here = pl.concat([pl.Series("id", [], dtype=pl.String), *present])
+        gone = self.known.filter(~pl.col("id").is_in(here.implode()))
+        gone = pl.concat([gone.select("id"), *(frame.select("id") for frame in refused)]).unique()
+        deletes = gone.select("id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation"))
+        for answer in deliver(client, alias, [deletes] if deletes.height else []):
+            self.sent["deleted"] += answer.filter(pl.col("result") == "deleted").height
+
+
+@table_asset("opensearch/metrics", "engineering", ["enrich/documents", "clean/documents"], OpenSearchMetrics,
+             kinds=("opensearch", "deltalake"), pool="opensearch",
+             automation_condition=dg.AutomationCondition.eager().without(
+                 dg.AutomationCondition.in_latest_time_window()))  # fmt: skip
+def opensearch_metrics(context: AssetExecutionContext, lake: LakeResource) -> Updates:
+    """Delivers documents again, whole, with their metrics as fields; the mapping is extended by what enrich declares.
+
+    One row per document whose metrics the index holds, partitioned by batch. A metric of another text than the
+    document's is stale and never sent; a document whose fields all equal the last delivery is not sent again.
+    """
+    sent = {"sent": 0, "carried_over": 0, "refused": 0}
+    return Updates(
+        lake.lake.table("opensearch/metrics"),
+        (_Metrics(lake, batch, sent).compute for batch in batches(context)),
+        lambda: sent,
+    )
+
+
+class _Metrics:
+    """Second delivery of one batch, and of what older batches keep when it has taken objects over."""
+
+    def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
+        self.lake, self.batch, self.sent = lake, batch, sent
+
+    def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
+        self.clean = self.lake.lake.read("clean/documents")
+        self.enrich = self.lake.lake.read("enrich/documents")
+        earlier = self.lake.ledger().earlier(self.batch)
+        self.batches = [self.batch, *snapshot.stale(earlier, self.clean)]
+        self.known = snapshot.frame([self.batch, *earlier])
+        self.version = version_of(self.lake.lake, self.batch)
+        return self.batches, self.rows()
+
+    def rows(self) -> Iterator[pl.DataFrame]:
+        """Hands out the receipts, while the documents are on their way."""
+        client = self.lake.client()
+        alias = self.lake.settings.opensearch_alias
+        fields = metric_fields(self.enrich)
+        ensure_index(client, alias, fields)
+        extend_mapping(client, alias, fields)
+        waiting: deque[pl.DataFrame] = deque()
+        refused: list[pl.DataFrame] = []
+        columns = list(OpenSearchMetrics.columns())
+        for answer in deliver(client, alias, self._changed(list(fields), waiting)):
+            yield waiting.popleft()
+            sent = waiting.popleft().with_columns(answer.select("version", "result", "reason", "detail"))
+            refused.append(sent.filter(pl.col("result") == "refused"))
+            taken = sent.filter(pl.col("result") != "refused")
+            self.sent["sent"] += taken.height
+            self.sent["refused"] += refused[-1].height
+            yield taken.select(columns)
+        yield from waiting
+        owned = self.lake.ledger().owned(self.batch).select("path", "etag")
+        refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(owned, on="path") for f in refused])
+
+    def _changed(self, metrics: list[str], waiting: deque[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        columns = list(OpenSearchMetrics.columns())
+        for part in bucketed(self.clean.count(self.batches), "id"):
+            enrich = self.enrich.scan(self.batches).filter(part).collect()
+            known = self.known.filter(part)
+            documents = self.clean.scan(self.batches).filter(part)
+            for piece in documents.collect_batches(chunk_size=50_000, maintain_order=False, lazy=True):
+                whole = with_metrics(piece, enrich).filter(pl.any_horizontal(pl.col(metrics).is_not_null()))
+                whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics))
+                kept = known.drop("batch").join(whole.select("batch", "id", "whole_hash"), on=["id", "whole_hash"])
+                whole = whole.join(kept, on="id", how="anti", maintain_order="left")
+                self.sent["carried_over"] += kept.height
+                waiting.append(kept.select(columns))
+                waiting.append(whole.select("batch", "id", "path", "record", "whole_hash"))
+                yield document_columns(whole, metrics).with_columns(
+                    version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
+                )
+
+
+@dg.asset(
+    key=["opensearch", "index"],
+    group_name="opensearch",
+    owners=["team:engineering"],
+    kinds={"opensearch"},
+    deps=[dg.AssetKey(["opensearch", "documents"]), dg.AssetKey(["opensearch", "metrics"])],
+    metadata={"dagster/column_schema": column_schema(OpenSearchIndex)},
+    automation_condition=dg.AutomationCondition.eager(),
+)
+def opensearch_index(lake: LakeResource) -> dg.MaterializeResult:
+    """Looks at the index: where the alias points, how many documents, how large, which fields.
+
+    One row: the state at this moment. Reads OpenSearch alone and writes nothing.
+    """
+    state = index_state(lake.client(), lake.settings.opensearch_alias)
+    documents = lake.lake.read("clean/documents").scan().select(pl.len()).collect().item()
+    return dg.MaterializeResult(
+        metadata={
+            **state,
+            "lake_documents": int(documents),
+            "dagster/row_count": state["documents"],
+            "dagster/column_schema": column_schema(OpenSearchIndex),
+        }
+    )

@@ -1,0 +1,158 @@
+"""`lake ingest`: copies files under the raw root, claims them, and runs their batches in this process.
+
+The runs are those of Dagster's page, on the same instance: what was done here shows there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from lake_assets.errors import LakeError
+from lake_assets.index.node import opensearch_url
+from lake_assets.lake.batches import Ledger, claim
+from lake_assets.lake.raw_zone import Listing, RawZone, raw_zone
+from lake_assets.lake.tables import Lake
+from lake_assets.settings import Settings
+from lake_assets.text.sources import load_sources
+from lake_assets.ui import child_environment, prepare_dagster_home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+# A run each, so that what fails in one does not keep the next from running: enrich goes on without a failed metric.
+STAGES = (
+    ("ingest", "group:raw or group:indexing or key:opensearch/documents or group:clean"),
+    ("metrics", "group:metrics"),
+    ("enrich", "group:enrich or key:opensearch/metrics or group:quarantine"),
+)
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Ingested:
+    """What an ingest did.
+
+    Attributes:
+        objects: copied or found under the raw root.
+        batches: that were run.
+        failures: a sentence for each step that failed.
+    """
+
+    objects: int = 0
+    batches: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambda _: None) -> Ingested:
+    """Takes files and folders into the lake, and finishes every batch that is not finished.
+
+    Args:
+        settings: OpenSearch must answer at its URL, or the local node must run.
+        paths: files, and folders with all below them.
+        progress: told what is being done.
+
+    Raises:
+        LakeError: a path is not there.
+    """
+    done = Ingested()
+    with dagster_instance(settings) as instance:
+        ledger = Ledger(Lake(settings)).refresh()
+        _run_batches(instance, _unfinished(instance, ledger), done, progress)  # their bytes may be about to be replaced
+        zone = raw_zone(settings)
+        names = [name for name in _copy(zone, paths, progress)]
+        done.objects = len(names)
+        landed = zone.head(names)
+        sources = load_sources(settings.lake_sources)
+        claim(ledger.lake, ledger, _single(landed), settings, sources, rest=False)
+        _run_batches(instance, _unfinished(instance, ledger), done, progress)
+    return done
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Opens the Dagster instance of DAGSTER_HOME, made ready where it is new; inside, the environment says the settings."""
+    import dagster as dg
+
+    prepare_dagster_home(settings)
+    before = dict(os.environ)
+    os.environ.update(child_environment(settings, opensearch_url(settings)))
+    try:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _single(landed: pl.DataFrame) -> Listing:
+    """Makes a listing that says nothing of other objects: nothing is absent from it."""
+    return Listing(landed, after="\U0010ffff", until="")
+
+
+def _copy(zone: RawZone, paths: Sequence[Path], progress: Progress) -> Iterator[str]:
+    """Copies what is not there yet with the same bytes, and gives each object's path."""
+    for path in paths:
+        if not path.exists():
+            raise LakeError(f"There is no file or folder {path}; give the path of a text file.")
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        for file in files:
+            name = file.name if path.is_file() else f"{path.resolve().name}/{file.relative_to(path).as_posix()}"
+            if not zone.holds(name, file):
+                progress(f"Copying {name}")
+                zone.put(name, file)
+            yield name
+
+
+def _unfinished(instance: dg.DagsterInstance, ledger: Ledger) -> list[int]:
+    """Finds the claimed batches whose documents have not reached the index with their metrics."""
+    import dagster as dg
+
+    finished = instance.get_materialized_partitions(dg.AssetKey(["opensearch", "metrics"]))
+    return sorted(set(ledger.rows["batch"].unique()) - {int(key) for key in finished})
+
+
+def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ingested, progress: Progress) -> None:
+    """Runs every stage of some batches; a failed first stage ends its batch, other batches go on."""
+    from lake_assets.definitions import defs
+
+    if not batches:
+        return
+    job = defs().resolve_implicit_global_asset_job_def()
+    graph = defs().resolve_asset_graph()
+    import dagster as dg
+
+    instance.add_dynamic_partitions("batch", [str(batch) for batch in batches])
+    for number, batch in enumerate(batches, 1):
+        for stage, selection in STAGES:
+            progress(f"Batch {batch} ({number} of {len(batches)}): {stage}")
+            keys = dg.AssetSelection.from_string(selection).resolve(graph)
+            result = job.execute_in_process(
+                instance=instance, partition_key=str(batch), asset_selection=sorted(keys), raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )  # fmt: skip
+            done.failures += [f"Batch {batch}, {name}: {sentence}" for name, sentence in _failures(result)]
+            if not result.success and stage == "ingest":
+                break
+        done.batches.append(batch)
+    job.execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(["opensearch", "index"])], raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )  # fmt: skip
+
+
+def _failures(result: dg.ExecuteInProcessResult) -> Iterator[tuple[str, str]]:
+    """Gives step and sentence of each failed step; of an error that is not ours only its class."""
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        error = event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        known = error is not None and error.cls_name in {kind.__name__ for kind in LakeError.__subclasses__()}
+        name = (event.step_key or "").replace("__", "/")
+        yield name, error.message.split(": ", 1)[-1].strip() if known and error else f"{error and error.cls_name}; the run's page has the whole."

@@ -1,0 +1,149 @@
+"""Batches: which objects are claimed together, and which batch owns which path.
+
+raw/objects is the manifest, the ledger and the sensor's memory. A path belongs to the newest batch that claimed it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import polars as pl
+from deltalake import Transaction
+
+from lake_assets.lake.raw_zone import Listing
+from lake_assets.lake.tables import Lake, Rows, Snapshot
+from lake_assets.settings import Settings
+from lake_assets.text.sources import Sources
+
+CLAIMS = "lake_assets/claims"  # every claim carries it, so that of two that race one must look again
+LEDGER = ["batch", "path", "etag", "size_bytes", "state", "claimed_at"]
+
+
+class Ledger:
+    """What was ever claimed: raw/objects, read once and then only its newer batches."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+        self.rows = Snapshot(None, lake.table("raw/objects").contract).frame(columns=LEDGER)
+        self.version = -1
+
+    def refresh(self, snapshot: Snapshot | None = None) -> Ledger:
+        """Reads what has been claimed since; a batch's rows never change."""
+        snapshot = snapshot or self.lake.read("raw/objects")
+        if snapshot.version < self.version:  # the table was made anew
+            self.rows, self.version = self.rows.clear(), -1
+        if snapshot.version != self.version:
+            newer = snapshot.scan().filter(pl.col("batch") > self.last_batch).select(LEDGER).collect()
+            self.rows = pl.concat([self.rows, newer], how="vertical").rechunk()
+            self.version = snapshot.version
+            self._owners = None
+        return self
+
+    _owners: pl.DataFrame | None = None
+
+    @property
+    def last_batch(self) -> int:
+        """The newest batch; 0 before the first."""
+        return int(self.rows["batch"].max() or 0)  # ty: ignore[invalid-argument-type]
+
+    def owners(self) -> pl.DataFrame:
+        """Gives each path once, with its newest version and the batch that owns it."""
+        if self._owners is None:
+            self._owners = self.rows.sort("batch").unique("path", keep="last", maintain_order=True)
+        return self._owners
+
+    def owned(self, batch: int) -> pl.DataFrame:
+        """Gives the objects that a batch claimed and still owns."""
+        return self.owners().filter(pl.col("batch") == batch)
+
+    def claimed(self, batch: int) -> pl.DataFrame:
+        """Gives the objects that a batch claimed, also those that a newer batch has taken over."""
+        return self.rows.filter(pl.col("batch") == batch)
+
+    def claimed_at(self, batch: int) -> dt.datetime:
+        """Tells when a batch was claimed."""
+        return self.claimed(batch)["claimed_at"][0]
+
+    def earlier(self, batch: int) -> list[int]:
+        """Finds the batches that once owned a path that this one owns now."""
+        paths = self.owned(batch)["path"]
+        older = self.rows.filter((pl.col("batch") < batch) & pl.col("path").is_in(paths.implode()))
+        return older["batch"].unique().sort().to_list()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim did: the batches it made, and how many objects it left for later."""
+
+    batches: list[int]
+    left: int
+
+
+def claim(lake: Lake, ledger: Ledger, listing: Listing, settings: Settings, sources: Sources, rest: bool) -> Claim:
+    """Claims what is new or changed in a listing, in one atomic commit that nothing else can make again.
+
+    Args:
+        lake: whose raw/objects takes the claim.
+        ledger: refreshed on the way.
+        listing: a slice of the raw zone, or single objects.
+        settings: how large a batch may be, and how long an object must have rested.
+        sources: which sources' deletions count.
+        rest: whether objects that have changed a moment ago wait for the next look.
+    """
+    done = Claim([], 0)
+
+    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+        nonlocal done
+        ledger.refresh(snapshot)
+        fresh = changes(ledger, listing, sources)
+        batched, left = _cut(fresh, ledger.last_batch, settings, rest)
+        numbers = batched["batch"].unique().sort().to_list()
+        done = Claim(numbers, left)
+        return (numbers, [batched]) if numbers else None
+
+    lake.table("raw/objects").replace(compute, transaction=Transaction(CLAIMS, ledger.last_batch + 1))
+    ledger.refresh()
+    return done
+
+
+def changes(ledger: Ledger, listing: Listing, sources: Sources) -> pl.DataFrame:
+    """Compares a listing with the ledger: objects that are new, changed, or gone where the source counts deletions."""
+    known = ledger.owners()
+    landed = known.filter(pl.col("state") == "landed")
+    fresh = listing.objects.join(landed, on=["path", "etag", "size_bytes"], how="anti", nulls_equal=True)
+    fresh = fresh.with_columns(state=pl.lit("landed"))
+    within = pl.col("path") > listing.after
+    if listing.until is not None:
+        within &= pl.col("path") <= listing.until
+    absent = landed.filter(within).join(listing.objects, on="path", how="anti")
+    counted = [sources.of(path).deletes for path in absent["path"]]
+    gone = absent.filter(pl.Series(counted, dtype=pl.Boolean)).select(
+        "path", "etag", "size_bytes", pl.lit(dt.datetime.now(dt.UTC)).cast(fresh.schema["last_modified"]).alias("last_modified"),
+        pl.lit("gone").alias("state"),
+    )  # fmt: skip
+    return pl.concat([fresh, gone.select(fresh.columns)]).sort("path")
+
+
+def _cut(fresh: pl.DataFrame, last: int, settings: Settings, rest: bool) -> tuple[pl.DataFrame, int]:
+    """Cuts objects into batches by count and bytes; the last one, not full, waits until all of it has rested."""
+    now = dt.datetime.now(dt.UTC)
+    before = (pl.col("size_bytes").cum_sum() - pl.col("size_bytes")) // settings.lake_batch_bytes
+    fresh = fresh.with_columns(part=before).with_columns(
+        part=pl.struct("part", (pl.int_range(pl.len()).over("part") // settings.lake_batch_objects)).rle_id()
+    )
+    if rest and fresh.height:
+        newest = fresh.filter(pl.col("part") == pl.col("part").max())
+        full = newest.height >= settings.lake_batch_objects or newest["size_bytes"].sum() >= settings.lake_batch_bytes
+        age = (now - newest["last_modified"].max()).total_seconds()  # ty: ignore
+        if not full and 0 <= age < settings.lake_batch_wait_seconds:
+            fresh = fresh.filter(pl.col("part") < newest["part"][0])
+            return _numbered(fresh, last, now), newest.height
+    return _numbered(fresh, last, now), 0
+
+
+def _numbered(fresh: pl.DataFrame, last: int, now: dt.datetime) -> pl.DataFrame:
+    claimed_at = pl.lit(now).cast(pl.Datetime("us", "UTC"))
+    return fresh.select(
+        (pl.col("part").cast(pl.Int64) + last + 1).alias("batch"), pl.exclude("part"), claimed_at.alias("claimed_at")
+    )
