@@ -26,12 +26,7 @@ from lake_assets.ui import child_environment, prepare_dagster_home
 if TYPE_CHECKING:
     import dagster as dg
 
-# A run each, so that what fails in one does not keep the next from running: enrich goes on without a failed metric.
-STAGES = (
-    ("ingest", "group:raw or group:indexing or key:opensearch/documents or group:clean"),
-    ("metrics", "group:metrics"),
-    ("enrich", "group:enrich or key:opensearch/metrics or group:quarantine"),
-)
+REST = "group:enrich or key:opensearch/metrics or group:quarantine or key:opensearch/index"
 Progress = Callable[[str], None]
 
 
@@ -119,32 +114,39 @@ def _unfinished(instance: dg.DagsterInstance, ledger: Ledger) -> list[int]:
 
 
 def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ingested, progress: Progress) -> None:
-    """Runs every stage of some batches; a failed first stage ends its batch, other batches go on."""
-    from lake_assets.definitions import defs
+    """Runs the whole road of some batches, a run each.
 
+    Where a metric failed, a second run takes the rest of the road without it. A failed batch does not stop the others.
+    """
     if not batches:
         return
-    job = defs().resolve_implicit_global_asset_job_def()
-    graph = defs().resolve_asset_graph()
     import dagster as dg
 
+    from lake_assets.definitions import defs
+
+    definitions = defs()
+    job = definitions.resolve_implicit_global_asset_job_def()
+    rest = dg.AssetSelection.from_string(REST).resolve(definitions.resolve_asset_graph())
     instance.add_dynamic_partitions("batch", [str(batch) for batch in batches])
+
+    def run(batch: int, keys: Sequence[dg.AssetKey] | None) -> dg.ExecuteInProcessResult:
+        result = job.execute_in_process(
+            instance=instance,
+            partition_key=str(batch),
+            asset_selection=keys,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+        done.failures += [f"Batch {batch}, {name}: {sentence}" for name, sentence in _failures(result)]
+        return result
+
     for number, batch in enumerate(batches, 1):
-        for stage, selection in STAGES:
-            progress(f"Batch {batch} ({number} of {len(batches)}): {stage}")
-            keys = dg.AssetSelection.from_string(selection).resolve(graph)
-            result = job.execute_in_process(
-                instance=instance, partition_key=str(batch), asset_selection=sorted(keys), raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )  # fmt: skip
-            done.failures += [f"Batch {batch}, {name}: {sentence}" for name, sentence in _failures(result)]
-            if not result.success and stage == "ingest":
-                break
+        progress(f"Batch {batch} ({number} of {len(batches)})")
+        result = run(batch, None)
+        failed = [event.step_key or "" for event in result.filter_events(lambda event: event.is_step_failure)]
+        if failed and all(key.startswith("metrics__") for key in failed):
+            run(batch, sorted(rest))
         done.batches.append(batch)
-    job.execute_in_process(
-        instance=instance, asset_selection=[dg.AssetKey(["opensearch", "index"])], raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )  # fmt: skip
 
 
 def _failures(result: dg.ExecuteInProcessResult) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ BODY_BYTES = 5 << 20
 LARGEST_BYTES = 90 << 20
 """A document larger than this is refused without being sent: `http.max_content_length` is 100 MB."""
 
-REFUSED_CONNECTION_SECONDS = 5.0
+REFUSED_CONNECTION_SECONDS = 3.0
 """How long a delivery waits at its start for a server that does not take connections."""
 
 _WATCH_SECONDS = 0.2
@@ -246,5 +246,5 @@ def _wait_for_alias(client: OpenSearch, alias: str, pace: Pace) -> None:
             given_up = is_refused_connection(failure) and time.monotonic() - begun > REFUSED_CONNECTION_SECONDS
             if lasting or given_up or is_tls_failure(failure):
                 raise IndexUnavailable(cause) from None
-        pace.rest(attempt, begun, cause)
+        pace.rest(min(attempt, 2), begun, cause)
         attempt += 1

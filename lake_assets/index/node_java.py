@@ -173,8 +173,8 @@ def job(distribution: Path, folders: Folders, heap: str, extra_flags: Sequence[s
 
 
 def _environment() -> dict[str, str]:
-    """Returns what Java gets of the environment: no secrets, and no flags from somewhere else."""
-    return {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "PATH", "TZ") if name in os.environ}
+    """Returns the whole environment of Java: no secrets, no flags from somewhere else, and paths in any script."""
+    return {"LC_ALL": "C.UTF-8"} | ({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})
 
 
 def _ahead_of_time_cache(distribution: Path, java: Path, is_recorded: bool) -> tuple[Path, Path | None]:

@@ -70,7 +70,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Stays silent."""
 
-    def log_error(self, *_: object) -> None:
+    def log_error(self, format: str, *args: object) -> None:  # noqa: A002
         """Stays silent."""
 
 
