@@ -7,13 +7,13 @@ ends every process of it, also when it is killed itself. It imports no Dagster.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib import resources
@@ -28,8 +28,12 @@ from lake_assets.settings import Settings
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 GRACE_SECONDS = 15.0
+ANSWER_SECONDS = 30.0
 LAST_LINES = 15
 POLL_SECONDS = 0.2
+LOCATIONS_QUERY = """
+{ workspaceOrError { ... on Workspace { locationEntries { name locationOrLoadError { __typename } } } } }
+"""
 WORKSPACE = """\
 load_from:
   - python_module: {module_name: lake_assets.engineering.definitions, location_name: engineering}
@@ -68,6 +72,8 @@ def run_ui(settings: Settings, port: int = 3000) -> int:
             print(f"OpenSearch       {opensearch_url}")
             print(f"Raw zone         {settings.raw_root}: what is dropped there becomes searchable by itself")
             print(f"Dagster's log    {log}", flush=True)
+            for name in broken_locations(port):
+                print(f"Code location {name} does not load; the other goes on. Why: {log}", file=sys.stderr, flush=True)
             guard.wait()
             raise PageFailed(f"Dagster ended by itself. {_last_words(log)}")
         finally:
@@ -119,6 +125,19 @@ def child_environment(settings: Settings, opensearch_url: str) -> dict[str, str]
     return environment
 
 
+def broken_locations(port: int) -> list[str]:
+    """Asks the page which code locations could not be loaded, and gives their names."""
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}/graphql",
+        data=json.dumps({"query": LOCATIONS_QUERY}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with _direct().open(request, timeout=ANSWER_SECONDS) as answer:
+        entries = json.load(answer)["data"]["workspaceOrError"]["locationEntries"]
+    loaded = "RepositoryLocation"
+    return [entry["name"] for entry in entries if (entry["locationOrLoadError"] or {}).get("__typename") != loaded]
+
+
 @contextlib.contextmanager
 def _opensearch(settings: Settings) -> Iterator[str]:
     if settings.opensearch_url:
@@ -143,17 +162,21 @@ def _refuse_taken_port(port: int) -> None:
 
 
 def _wait_for_page(guard: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if guard.poll() is not None:
             raise PageFailed(f"Dagster ended while it was starting. {_last_words(log)}")
-        with contextlib.suppress(urllib.error.URLError, OSError), opener.open(f"http://{HOST}:{port}/server_info"):
+        with contextlib.suppress(OSError), _direct().open(f"http://{HOST}:{port}/server_info", timeout=ANSWER_SECONDS):
             return
         time.sleep(POLL_SECONDS)
     raise PageFailed(
         f"Dagster's page did not answer on port {port} within {START_SECONDS:.0f} seconds. {_last_words(log)}"
     )
+
+
+def _direct() -> urllib.request.OpenerDirector:
+    """Opens addresses without a proxy, whatever the environment says."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _last_words(log: Path) -> str:

@@ -21,6 +21,7 @@ ID_BYTES = 512
 """Longest id that OpenSearch takes; one longer refuses the whole request."""
 
 _UNWRITABLE = (pl.Binary, pl.Object)
+_ITEM_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,13 @@ def refuse_rows(frame: pl.DataFrame) -> pl.Series:
 
 
 def estimate_bytes(frame: pl.DataFrame) -> np.ndarray:
-    """Estimates the bytes of each row as NDJSON from the lengths of its text; int64."""
+    """Estimates the bytes of each row as NDJSON from the lengths of its text and lists; int64."""
     names = fields_of(frame)
     texts = [name for name in names if frame.schema[name] == pl.String]
     fixed = 90 + sum(len(name) + 8 for name in names) + 16 * (len(names) - len(texts))
     lengths = [pl.col(name).str.len_bytes().fill_null(0).cast(pl.Int64) for name in texts]
+    lists = [name for name in names if isinstance(frame.schema[name], pl.List)]
+    lengths += [pl.col(name).list.len().fill_null(0).cast(pl.Int64) * _ITEM_BYTES for name in lists]
     row_bytes = pl.sum_horizontal(pl.repeat(fixed, pl.len(), dtype=pl.Int64), *lengths)
     return frame.select(row_bytes.alias("bytes")).to_series().to_numpy()
 

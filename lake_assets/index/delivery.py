@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -34,7 +34,7 @@ LARGEST_BYTES = 90 << 20
 """A document larger than this is refused without being sent: `http.max_content_length` is 100 MB."""
 
 REFUSED_CONNECTION_SECONDS = 3.0
-"""How long a delivery waits at its start for a server that does not take connections."""
+"""How long a delivery waits at its start for a server that takes no connections, or is no OpenSearch."""
 
 _WATCH_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
@@ -51,7 +51,7 @@ def deliver(
     largest_bytes: int = LARGEST_BYTES,
     deadline_seconds: float = 120.0,
     on_progress: Callable[[int], None] | None = None,
-) -> Iterator[pl.DataFrame]:
+) -> Generator[pl.DataFrame]:
     """Sends whole documents by id with `version_type=external_gte`, and gives a receipt for each.
 
     Every request may be repeated: the server refuses what is older than it holds, and takes the same version again. So
@@ -80,6 +80,7 @@ def deliver(
         IndexUnavailable: OpenSearch does not answer, or refuses everything.
         ContractBroken: a frame lacks a column, or has one that cannot be sent.
     """
+    threads = max(1, threads)
     pace = Pace(threads, deadline_seconds)
     _wait_for_alias(client, alias, pace)
     crew = _Crew(Sender(client, alias, pace, body_bytes, largest_bytes), pace, threads, body_bytes, on_progress)
@@ -168,14 +169,14 @@ class _Crew:
     def finish(self, job: _Job) -> pl.DataFrame:
         """Waits until every row of a frame is settled, and gives its receipts."""
         since = time.monotonic()
-        with self._changed:
-            while job.unsettled and self._failure is None:
-                self._changed.wait(_WATCH_SECONDS)
+        while job.unsettled and self._failure is None:
+            with self._changed:
+                self._changed.wait_for(lambda: not job.unsettled or self._failure is not None, _WATCH_SECONDS)
+            if job.unsettled and self._failure is None:
                 self._pace.check(since, "OpenSearch began answers and did not end them.", _GRACE_SECONDS)
-                self._report()
-            if self._failure is not None:
-                raise self._failure
-        self._report()
+            self._report()
+        if self._failure is not None:
+            raise self._failure
         return job.receipts()
 
     def end(self) -> None:
@@ -228,7 +229,7 @@ def _wait_for_alias(client: OpenSearch, alias: str, pace: Pace) -> None:
     Raises:
         IndexUnavailable: it does not answer, does not let us in, or has no such alias.
     """
-    from opensearchpy import NotFoundError, OpenSearchException
+    from opensearchpy import NotFoundError, OpenSearchException, SerializationError
 
     begun, attempt = time.monotonic(), 0
     while True:
@@ -243,7 +244,8 @@ def _wait_for_alias(client: OpenSearch, alias: str, pace: Pace) -> None:
             cause = explain(failure, address(client))
             status: Any = getattr(failure, "status_code", None)
             lasting = isinstance(status, int) and status < 500 and status not in (408, 429)
-            given_up = is_refused_connection(failure) and time.monotonic() - begun > REFUSED_CONNECTION_SECONDS
+            foreign = is_refused_connection(failure) or isinstance(failure, SerializationError)
+            given_up = foreign and time.monotonic() - begun > REFUSED_CONNECTION_SECONDS
             if lasting or given_up or is_tls_failure(failure):
                 raise IndexUnavailable(cause) from None
         pace.rest(min(attempt, 2), begun, cause)

@@ -168,6 +168,7 @@ def _start(
             try:
                 state = _wait_until_ready(folders, guard, port, heap)
                 _write_state(settings, state)
+                node_java.discard_unfit_cache(job)
                 if not owned:
                     guard.keep()
             except BaseException:

@@ -83,6 +83,7 @@ NOT_UNPACKED = (
     "modules/transport-grpc",
 )
 """Parts that the local node has no use for: half of what would lie on the disk."""
+UNPACKED_BYTES = 120 * MEGABYTE
 LAYOUT = 1
 """Grows with every change of what is unpacked, and how."""
 
@@ -119,9 +120,11 @@ def _fingerprint() -> str:
 def _fetch_and_unpack(cache: Path, folder: Path, progress: Progress, repository: str | None) -> None:
     for unfinished in cache.glob("unfinished-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+    require_space(cache, sum(artifact.size_bytes for artifact in ARTIFACTS) + UNPACKED_BYTES)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache) as scratch:
         paths = [_fetch(artifact, Path(scratch), progress, repository) for artifact in ARTIFACTS]
         progress("Unpacking OpenSearch.")
+        require_space(cache, UNPACKED_BYTES)
         unpacked = Path(scratch) / "unpacked"
         _unpack(*paths, unpacked)
         os.sync()
@@ -134,7 +137,6 @@ def _fetch(artifact: Artifact, scratch: Path, progress: Progress, repository: st
     from jgo.constants import default_maven_repo
     from jgo.maven import MavenContext, PythonResolver
 
-    require_space(scratch, 2 * artifact.size_bytes)
     context = MavenContext(
         resolver=PythonResolver(progress_callback=_report(progress)),
         repo_cache=scratch / "repository",
@@ -148,7 +150,7 @@ def _fetch(artifact: Artifact, scratch: Path, progress: Progress, repository: st
     except (requests.RequestException, RuntimeError, ValueError) as error:
         raise NodeFailed(
             f"{artifact.name} {artifact.version} cannot be fetched from the Maven repository "
-            f"({type(error).__name__}). Check the network and HTTPS_PROXY and start again, "
+            f"({type(error).__name__}). Check the network, HTTPS_PROXY and REQUESTS_CA_BUNDLE, and start again, "
             "or set OPENSEARCH_URL to an OpenSearch that runs already."
         ) from None
     _check(artifact, path, is_ours=path.is_relative_to(scratch))
@@ -195,7 +197,6 @@ def _unpack(opensearch: Path, icu: Path, icu_providers: Path, folder: Path) -> N
         top = f"opensearch-{OPENSEARCH.version}/"
         skipped = tuple(f"{top}{part}/" for part in NOT_UNPACKED)
         members = [member for member in archive.infolist() if not member.filename.startswith(skipped)]
-        require_space(folder.parent, sum(member.file_size for member in members) + icu.stat().st_size)
         archive.extractall(folder.parent, members)
     (folder.parent / top).rename(folder)
     shutil.copyfile(icu, folder / "lib" / icu.name)

@@ -26,6 +26,7 @@ STOP_SECONDS = 60.0
 RECORD_NEEDS_BYTES = 1_000_000_000
 CACHE_UNUSED_SECONDS = 30 * 86_400.0
 UNFINISHED_SECONDS = 3_600.0
+UNFIT = "Unable to map shared spaces"
 LOG_TAIL_BYTES = 65_536
 LONGEST_REASON = 300
 
@@ -210,6 +211,14 @@ def _cache_flags(cache: Path, unfinished: Path | None) -> list[str]:
     if unfinished:
         return [f"-XX:AOTCacheOutput={unfinished}"]
     return [f"-XX:AOTCache={cache}"] if cache.exists() else []
+
+
+def discard_unfit_cache(job: Job) -> None:
+    """Removes the ahead-of-time cache if Java said that it cannot use it, so that the next start makes another one."""
+    flag = "-XX:AOTCache="
+    for path in [part.removeprefix(flag) for part in job.command if part.startswith(flag)]:
+        if UNFIT in Path(job.log).read_text(encoding="utf-8", errors="replace"):
+            Path(path).unlink(missing_ok=True)
 
 
 def last_error(folders: Folders) -> tuple[Path, str]:

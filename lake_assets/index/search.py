@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 MOST_HITS = 10_000
 """`index.max_result_window`: more is not a search but a scan."""
 
+QUERY_CHARS = 10_000
+QUERY_BRACKETS = 50
+"""Longest query and most brackets in it: Lucene calls itself for each open bracket, and 30,000 overflow its stack,
+which ends the whole node (tried on OpenSearch 3.6)."""
+
 _CONDITION = re.compile(r"\s*([\w.@-]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 _WHOLE_NUMBERS = {"byte": 8, "short": 16, "integer": 32, "long": 64}
@@ -79,8 +84,10 @@ def build_query(query: str, where: Sequence[str], fields: Mapping[str, Mapping[s
         fields: field name → mapping.
 
     Raises:
-        SearchRefused: a condition cannot be used.
+        SearchRefused: a condition cannot be used, or the query is too long or too deep.
     """
+    if len(query) > QUERY_CHARS or query.count("(") > QUERY_BRACKETS:
+        raise SearchRefused(f"A search has up to {QUERY_CHARS} characters and {QUERY_BRACKETS} opening brackets.")
     words: dict[str, Any] = {"match_all": {}}
     if query.strip() not in ("", "*"):
         words = {

@@ -43,7 +43,7 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def peek(pieces: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """Gives the first `size` bytes (fewer at the end) and all pieces again; a refusal met on the way comes after them."""
+    """Gives the first `size` bytes, or what there is, and all pieces again; a refusal on the way comes after them."""
     taken: list[bytes] = []
     failure: ObjectRefused | None = None
     missing = size

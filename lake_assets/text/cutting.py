@@ -5,14 +5,14 @@ What belongs here: blocks, offsets, sizes. What does not: recognising formats (`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from lake_assets.text.refusals import ObjectRefused, Reason
-from lake_assets.text.rows import field_names, row_spans, sniff_delimiter
+from lake_assets.text.rows import field_names, row_ends, sniff_delimiter
 from lake_assets.text.sources import Format
 
 MAX_RECORD_BYTES = 16 << 20
@@ -98,7 +98,7 @@ class Cutter:
         if failure:
             raise failure
 
-    def _block(self, block: bytes, is_last: bool) -> Iterator[pl.DataFrame]:
+    def _block(self, block: bytes, is_last: bool) -> Generator[pl.DataFrame, None, bytes]:
         """Gives the frames of a block, and returns the bytes that belong to the next one."""
         if self._long_start is not None:
             end = self._find_newline(block)
@@ -108,18 +108,17 @@ class Cutter:
             yield from self._frames(self._long_record(block[:end]))
             block = self._advance(block, min(len(block), end + self._width))
         lines, lengths = self._lines(block, is_last)
-        is_csv = self._form.format == "csv"
         used = len(lines)
-        if lines and is_csv:
-            spans, used = self._spans(lines, is_last)
+        if lines and self._form.format == "csv":
+            ends = self._row_ends(lines, is_last)
+            used = ends[-1] if ends else 0
             rest_bytes = len(block) - int(lengths[:used].sum())
             if rest_bytes > MAX_RECORD_BYTES and used < len(lines):  # an open quote has reached the limit
-                more, _ = self._spans(lines[used:], is_last=True)
-                spans += [(start + used, end + used) for start, end in more]
+                ends += [end + used for end in self._row_ends(lines[used:], is_last=True)]
                 used = len(lines)
-            yield from self._frames(self._csv_records(lines, lengths, spans))
+            yield from self._frames(self._csv_records(lines, lengths, ends))
         elif lines:
-            yield from self._frames(self._line_records(lines, lengths))
+            yield from self._frames(self._records(lines, self._starts(lengths)))
         block = self._advance(block, int(lengths[:used].sum()))
         return self._drop(block) if len(block) > MAX_RECORD_BYTES and not is_last else block
 
@@ -166,14 +165,12 @@ class Cutter:
     def _starts(self, lengths: np.ndarray) -> np.ndarray:
         return self._offset + np.cumsum(lengths) - lengths
 
-    def _line_records(self, lines: list[bytes], lengths: np.ndarray) -> Records:
-        return self._records(lines, self._starts(lengths))
-
-    def _csv_records(self, lines: list[bytes], lengths: np.ndarray, spans: list[tuple[int, int]]) -> Records:
+    def _csv_records(self, lines: list[bytes], lengths: np.ndarray, ends: list[int]) -> Records:
         join = self._newline.join
-        rows = [lines[start] if end - start == 1 else join(lines[start:end]) for start, end in spans]
-        starts = self._starts(lengths)[[start for start, _ in spans]] if spans else np.empty(0, np.int64)
-        return self._records(rows, starts)
+        begins = [0, *ends[:-1]] if ends else []
+        spans = zip(begins, ends, strict=True)
+        rows = [lines[begin] if end - begin == 1 else join(lines[begin:end]) for begin, end in spans]
+        return self._records(rows, self._starts(lengths)[np.array(begins, np.int64)])
 
     def _records(self, raws: list[bytes], starts: np.ndarray) -> Records:
         """Takes carriage returns at the end, blank records and the header row away."""
@@ -204,16 +201,16 @@ class Cutter:
         field_names(header, sniff_delimiter(header))
         return header
 
-    def _spans(self, lines: list[bytes], is_last: bool) -> tuple[list[tuple[int, int]], int]:
-        """Gives which lines form a row together, and how many lines were used."""
+    def _row_ends(self, lines: list[bytes], is_last: bool) -> list[int]:
+        """Gives the number of the line behind each row."""
         encoding = self._form.encoding
         views = lines if self._width == 1 else [line.decode(encoding, "replace").encode() for line in lines]
         if not self._delimiter:
             first = next((view for view in views if view.strip()), b"")
             if not first:
-                return [], len(lines)
+                return list(range(1, len(lines) + 1))
             self._delimiter = sniff_delimiter(first.decode(encoding if self._width == 1 else "utf-8", "replace"))
-        return row_spans(views, self._delimiter, is_last)
+        return row_ends(views, self._delimiter, is_last)
 
     def _frames(self, records: Records) -> Iterator[pl.DataFrame]:
         header_bytes = len(self._header or "")

@@ -20,24 +20,23 @@ from lake_assets.text.refusals import Reason, RecordRefused
 from lake_assets.text.rows import field_names, parse_row, sniff_delimiter
 from lake_assets.text.sources import Sources
 
-DOCUMENT_COLUMNS = {name: dtype for name, dtype in polars_schema(IndexingDocuments).items() if name != "batch"}
-REFUSED_COLUMNS = {
-    name: dtype
-    for name, dtype in polars_schema(QuarantineRecords).items()
-    if name in ("path", "etag", "record", "reason", "detail")
-}
+DOCUMENT_COLUMNS = pl.Schema(
+    {name: dtype for name, dtype in polars_schema(IndexingDocuments).items() if name != "batch"}
+)
+REFUSED_COLUMNS = pl.Schema(
+    {name: polars_schema(QuarantineRecords)[name] for name in ("path", "etag", "record", "reason", "detail")}
+)
 # Longer numbers than this many digits are rounded by the fast JSON reader.
 _LONG_NUMBER = r"[0-9]{19}"
 
 
 @dataclass
 class _Reading:
-    """How the records of one object are read."""
+    """How the records of one object are read; delimiter and names are those of a CSV header."""
 
     media_type: str
     encoding: str | None
     fields: FieldReader
-    header: str | None
     delimiter: str
     names: list[str]
 
@@ -55,13 +54,12 @@ class DocumentReader:
     """Makes documents of records, piece by piece; remembers the keys of the object that it is reading.
 
     One reader reads the pieces of a table in order: by path, then record; the pieces of one object follow each other.
+    To use several processes, let them call `draft_documents`, and `number` the drafts here in the order of the pieces.
     """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._occurrences = Occurrences()
-        self._field_readers: dict[str, FieldReader] = {}
-        self._reading: tuple[tuple[str, str, str | None], _Reading] | None = None
 
     def read(self, records: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Gives the documents of a piece, and what was refused of it; each record is in one of the two.
@@ -73,59 +71,79 @@ class DocumentReader:
             Documents with the columns of `indexing/documents` but for batch, and the refused with path, etag, record,
             reason and detail; both in the order of the records.
         """
-        read = self._contents(records)
-        documents = pl.DataFrame(
-            {
-                "row": pl.Series(read.rows, dtype=pl.UInt32),
-                **_content_columns(read.contents),
-            }
-        )
-        documents = documents.with_columns(_cleaned(documents["text"], read.page_rows))
-        is_empty = documents["text"] == ""
-        refusals = read.refusals + [(row, Reason.NO_TEXT, Reason.NO_TEXT.sentence) for row in documents["row"].filter(is_empty)]
-        documents = documents.filter(~is_empty)
-        placed = records.select("path", "etag", "record")[documents["row"]]
-        documents = documents.with_columns(placed["path"], placed["etag"], placed["record"])
-        documents = documents.with_columns(
-            self._occurrences.number(documents),
-            _line(documents["title"]),
-            _line(documents["author"]),
-            documents["created_at"].cast(DOCUMENT_COLUMNS["created_at"]),
-            hash_strings(documents["text"]).alias("text_hash"),
-        )
-        documents = documents.with_columns(_document_hashes(documents))
-        return documents.select(DOCUMENT_COLUMNS.keys()).cast(DOCUMENT_COLUMNS), _refused(records, refusals)
+        drafts, refused = draft_documents(self._sources, records)
+        return self.number(drafts), refused
 
-    def _contents(self, records: pl.DataFrame) -> _Read:
-        read = _Read([], [], [], [])
-        written = records["raw"].cast(pl.String, strict=False)
-        delicate = written.str.contains(_LONG_NUMBER).fill_null(True).to_list()
-        columns = records.select("path", "media_type", "header", "raw")
-        for row, (path, media_type, header, raw) in enumerate(columns.iter_rows()):
-            try:
-                if raw is None:
-                    raise RecordRefused(Reason.RECORD_TOO_LARGE)
-                reading = self._reading_of(path, media_type, header)
-                content = _content(reading, raw, delicate[row])
-            except RecordRefused as refused:
-                read.refusals.append((row, refused.reason, refused.detail))
-                continue
-            if reading.media_type == "text/html":
-                read.page_rows.append(len(read.rows))
-            read.rows.append(row)
-            read.contents.append(content)
-        return read
+    def number(self, drafts: pl.DataFrame) -> pl.DataFrame:
+        """Gives drafts their final keys: repeated ones are told apart by their occurrence in the object."""
+        return drafts.with_columns(self._occurrences.number(drafts)).select(DOCUMENT_COLUMNS.keys())
 
-    def _reading_of(self, path: str, media_type: str, header: str | None) -> _Reading:
-        sought = (path, media_type, header)
-        if self._reading is None or self._reading[0] != sought:
+
+def draft_documents(sources: Sources, records: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Does all of `DocumentReader.read` but numbering the keys: depends on nothing but the piece.
+
+    Returns:
+        Drafts with the columns of `indexing/documents` but for batch, and etag; and the refused.
+    """
+    read = _contents(sources, records)
+    drafts = pl.DataFrame({"row": pl.Series(read.rows, dtype=pl.UInt32), **_content_columns(read.contents)})
+    drafts = drafts.with_columns(_cleaned(drafts["text"], read.page_rows))
+    is_empty = drafts["text"] == ""
+    emptied = [(row, Reason.NO_TEXT, Reason.NO_TEXT.sentence) for row in drafts["row"].filter(is_empty)]
+    drafts = drafts.filter(~is_empty)
+    placed = records.select("path", "etag", "record")[drafts["row"]]
+    drafts = drafts.with_columns(
+        *placed.get_columns(),
+        _line(drafts["title"]),
+        _line(drafts["author"]),
+        drafts["created_at"].cast(DOCUMENT_COLUMNS["created_at"]),
+        hash_strings(drafts["text"]).alias("text_hash"),
+    )
+    drafts = drafts.with_columns(_document_hashes(drafts)).select("etag", *DOCUMENT_COLUMNS.keys())
+    return drafts.cast({**DOCUMENT_COLUMNS}), _refused(records, read.refusals + emptied)
+
+
+def _contents(sources: Sources, records: pl.DataFrame) -> _Read:
+    read = _Read([], [], [], [])
+    readings = _Readings(sources)
+    written = records["raw"].cast(pl.String, strict=False)
+    delicate = written.str.contains(_LONG_NUMBER).fill_null(True).to_list()
+    columns = records.select("path", "media_type", "header", "raw")
+    for row, (path, media_type, header, raw) in enumerate(columns.iter_rows()):
+        try:
+            if raw is None:
+                raise RecordRefused(Reason.RECORD_TOO_LARGE)
+            reading = readings.of(path, media_type, header)
+            content = _content(reading, raw, delicate[row])
+        except RecordRefused as refused:
+            read.refusals.append((row, refused.reason, refused.detail))
+            continue
+        if reading.media_type == "text/html":
+            read.page_rows.append(len(read.rows))
+        read.rows.append(row)
+        read.contents.append(content)
+    return read
+
+
+class _Readings:
+    """Remembers how the records of the present object are read, and the fields of each source."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._fields: dict[str, FieldReader] = {}
+        self._present: tuple[str, str, str | None] | None = None
+        self._reading: _Reading | None = None
+
+    def of(self, path: str, media_type: str, header: str | None) -> _Reading:
+        if self._reading is None or self._present != (path, media_type, header):
             source = self._sources.of(path)
             base, _, charset = media_type.partition("; charset=")
             delimiter = sniff_delimiter(header or "")
             names = field_names(header, delimiter) if header is not None else []
-            fields = self._field_readers.setdefault(source.prefix, FieldReader(source))
-            self._reading = (sought, _Reading(base, charset or source.encoding, fields, header, delimiter, names))
-        return self._reading[1]
+            fields = self._fields.setdefault(source.prefix, FieldReader(source))
+            self._present = path, media_type, header
+            self._reading = _Reading(base, charset or source.encoding, fields, delimiter, names)
+        return self._reading
 
 
 def _content(reading: _Reading, raw: bytes, is_delicate: bool) -> Content:
@@ -180,9 +198,9 @@ def _line(texts: pl.Series) -> pl.Series:
     return cleaned.set(cleaned == "", None)
 
 
-def _document_hashes(documents: pl.DataFrame) -> pl.Series:
+def _document_hashes(drafts: pl.DataFrame) -> pl.Series:
     hashed = ["title", "text", "author", "created_at", "attributes", "path"]
-    columns = [documents[name].to_physical() if name == "created_at" else documents[name] for name in hashed]
+    columns = [drafts[name].to_physical() if name == "created_at" else drafts[name] for name in hashed]
     return hash_rows(columns).alias("document_hash")
 
 

@@ -1,7 +1,7 @@
 """The key of a record: its name inside its object, which no other line of the object can change.
 
 A declared key stands as it is: `id`, its second occurrence `id#2`. Where a key itself ends like an occurrence, the
-first one is numbered too (`id#2#1`), so no two records can meet. Everything else is a hash, `blake2b:` and 32 hex digits.
+first one is numbered too (`id#2#1`), so no two records can meet. All else is a hash: `blake2b:` and 32 hex digits.
 """
 
 from __future__ import annotations

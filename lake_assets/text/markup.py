@@ -34,10 +34,11 @@ _INLINE = frozenset(
 )
 # The tree parser would hide or swallow the content of these.
 _UNPARSED = frozenset(
-    ("body", "details", "dialog", "form", "head", "html", "optgroup", "option", "select", "template", "textarea", "title")
+    re.findall(r"\S+", "body details dialog form head html optgroup option select template textarea title")
 )
 # Parsed as plain blocks: a bullet or an indent would be text that nobody wrote.
 _LISTED = frozenset(("dd", "dir", "dl", "dt", "li", "menu", "ol", "ul"))
+_VOID = frozenset(re.findall(r"\S+", "area base br col embed hr img input link meta source track wbr"))
 _HIDDEN = ("script", "style")
 _TAG = re.compile(r"""<(/?)([A-Za-z][A-Za-z0-9:._-]*+)(?=[\s/>])(?:[^<>"']++|"[^"<]*+"|'[^'<]*+')*+>""")
 _TAG_OR_SPECIAL = re.compile(rf"{_TAG.pattern}|[<&]")
@@ -141,3 +142,13 @@ def _without_hidden(text: str) -> str:
         kept.append(text[position : opening.start()])
         position = search_from = closing.end()
     return "".join([*kept, text[position:]]) if kept else text
+
+
+def is_deep(page: str, limit: int) -> bool:
+    """Tells whether more than `limit` elements may be open at once; those that need no closing tag count too."""
+    depth = 0
+    for match in _TAG.finditer(page):
+        depth += -1 if match[1] else match[2].lower() not in _VOID
+        if depth > limit:
+            return True
+    return False

@@ -82,7 +82,8 @@ def _form(head: bytes, path: str, source: Source) -> Form:
     encoding = "utf-16-le" if encoding == "utf-16" else encoding
     content = head[len(bom) :].decode(encoding, "replace")
     form_format = source.format or format_of_name(path) or format_of_content(content)
-    charset = f"; charset={encoding}" if encoding.startswith("utf-16") else ""
+    is_marked = encoding.startswith("utf-16") or (bom and source.encoding is not None)
+    charset = f"; charset={encoding}" if is_marked else ""
     return Form(form_format, encoding, len(bom), MEDIA_TYPES[form_format] + charset)
 
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 from lake_assets.text.refusals import Reason, RecordRefused
 
 DELIMITERS = (",", ";", "\t", "|")
+# A quote that is open over more lines than this is taken for one that never closes.
+MAX_ROW_LINES = 20_000
 _QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')
 
 
@@ -27,7 +29,7 @@ def sniff_delimiter(header: str) -> str:
     return max(DELIMITERS, key=bare.count)
 
 
-def row_spans(lines: list[bytes], delimiter: str, is_last: bool) -> tuple[list[tuple[int, int]], int]:
+def row_ends(lines: list[bytes], delimiter: str, is_last: bool) -> list[int]:
     """Finds which lines form a row together.
 
     A quote opens a field only at its beginning. A quote that never closes, or goes on behind its closing quote, makes
@@ -39,19 +41,17 @@ def row_spans(lines: list[bytes], delimiter: str, is_last: bool) -> tuple[list[t
         is_last: nothing follows; else a row that is still open is left for later.
 
     Returns:
-        First and past-the-last line of each row, and the number of lines that were used.
+        The number of the line behind each row; the next row begins there.
     """
-    spans: list[tuple[int, int]] = []
-    start, count = 0, len(lines)
+    ends: list[int] = []
+    start, count, mark = 0, len(lines), delimiter.encode()
     while start < count:
-        end = start + 1 if b'"' not in lines[start] else _row_end(lines, start, delimiter.encode())
-        if end is None:
-            if not is_last:
-                return spans, start
-            end = start + 1
-        spans.append((start, end))
-        start = end
-    return spans, count
+        end = start + 1 if b'"' not in lines[start] else _row_end(lines, start, mark)
+        if end is None and not is_last:
+            break
+        start = start + 1 if end is None else end
+        ends.append(start)
+    return ends
 
 
 def _row_end(lines: list[bytes], start: int, delimiter: bytes) -> int | None:
@@ -59,13 +59,13 @@ def _row_end(lines: list[bytes], start: int, delimiter: bytes) -> int | None:
     if _complete_row(delimiter).fullmatch(lines[start]):
         return start + 1
     end = _scan(lines[start], delimiter, is_inside=False)
-    for index in range(start + 1, len(lines)):
+    for index in range(start + 1, min(start + MAX_ROW_LINES, len(lines))):
         if end is not _End.OPEN:
             break
         end = _scan(lines[index], delimiter, is_inside=True)
         if end is _End.CLOSED:
             return index + 1
-    return None if end is _End.OPEN else start + 1
+    return None if end is _End.OPEN and len(lines) - start < MAX_ROW_LINES else start + 1
 
 
 @lru_cache(maxsize=8)

@@ -74,14 +74,18 @@ def fault_proxy(upstream: str, fault: str = "none", every: int = 3, limit_bytes:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: Proxy
+
+    @property
+    def proxy(self) -> Proxy:
+        assert isinstance(self.server, Proxy)
+        return self.server
 
     def do_GET(self) -> None:
         self._serve()
 
     do_POST = do_PUT = do_HEAD = do_DELETE = do_GET
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
         """Stays silent."""
 
     def _serve(self) -> None:
@@ -89,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "/_bulk" not in self.path:
             self.reply(*self.forward(body))
             return
-        proxy = self.server
+        proxy = self.proxy
         with proxy.lock:
             proxy.bulks += 1
             spoil = proxy.fault != "none" and proxy.bulks % proxy.every == 0
@@ -109,10 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
                 proxy.now -= 1
 
     def forward(self, body: bytes) -> Answer:
-        upstream = self.server.upstream
+        upstream = self.proxy.upstream
         connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=30)
         try:
-            headers = {name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")}
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")
+            }
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             return answer.status, answer.headers.get("Content-Type") or JSON, answer.read()
@@ -205,7 +211,7 @@ def _empties(handler: _Handler, body: bytes) -> None:
 
 def _hangs(handler: _Handler, body: bytes) -> None:
     handler.forward(body)
-    handler.server.released.wait(30)
+    handler.proxy.released.wait(30)
     handler.cut()
 
 
@@ -215,7 +221,7 @@ def _trickles(handler: _Handler, body: bytes) -> None:
     handler.send_header("Content-Type", JSON)
     handler.send_header("Content-Length", "1000000")
     handler.end_headers()
-    while not handler.server.released.wait(0.1):
+    while not handler.proxy.released.wait(0.1):
         handler.wfile.write(b" ")
         handler.wfile.flush()
     handler.cut()

@@ -23,8 +23,10 @@ from lake_assets.index.answers import (
 SECRET = "nobody may read this"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["items", "index", "status", "error", "type", "reason"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["items", "index", "status", "error", "type", "reason"]), inner, max_size=3)
+    ),
 )
 
 
@@ -34,7 +36,8 @@ def refused(status: int, kind: str, reason: str, **below: Any) -> dict[str, Any]
 
 def test_each_item_is_judged_by_its_operation() -> None:
     items = [
-        {"index": {"status": 201}}, {"index": {"status": 200}}, {"delete": {"status": 200}}, {"delete": {"status": 404}},
+        {"index": {"status": 201}}, {"index": {"status": 200}},
+        {"delete": {"status": 200}}, {"delete": {"status": 404}},
         refused(409, "version_conflict_engine_exception", "[1]: version conflict"),
     ]  # fmt: skip
     verdict = judge_items({"items": items}, ["index", "index", "delete", "delete", "index"])
@@ -77,7 +80,8 @@ def test_only_429_and_5xx_are_sent_again() -> None:
     [
         (
             refused(400, "mapper_parsing_exception",
-                    f"failed to parse field [n] of type [float] in document with id '1'. Preview of field's value: '{SECRET}'",
+                    "failed to parse field [n] of type [float] in document with id '1'. "
+                    f"Preview of field's value: '{SECRET}'",
                     caused_by={"type": "number_format_exception", "reason": SECRET}),
             "mapping_refused", "Field n of type float: mapper_parsing_exception, caused by number_format_exception.",
         ),
@@ -87,8 +91,10 @@ def test_only_429_and_5xx_are_sent_again() -> None:
             "value_too_large", "Field author: illegal_argument_exception.",
         ),
         (refused(400, SECRET, SECRET), "document_refused", "The server refused the document: status 400."),
-        (refused(400, "x", f"failed to parse field [{SECRET}]"), "document_refused", "The server refused the document: x."),
-        ({"index": {"status": 400, "error": SECRET}}, "document_refused", "The server refused the document: status 400."),
+        (refused(400, "x", f"failed to parse field [{SECRET}]"), "document_refused",
+         "The server refused the document: x."),
+        ({"index": {"status": 400, "error": SECRET}}, "document_refused",
+         "The server refused the document: status 400."),
     ],
 )  # fmt: skip
 def test_a_refusal_keeps_type_and_field_and_drops_the_text(item: dict[str, Any], reason: str, detail: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 from decimal import Decimal
 from typing import Any
@@ -88,6 +89,8 @@ def test_the_estimate_is_near_the_size() -> None:
     frame = frame_of(text=["word " * 50] * 100, attributes=['{"a": 1}'] * 100, size_words=[50] * 100)
     assert 0.8 < write_lines(frame).sizes().sum() / estimate_bytes(frame).sum() < 1.2
     assert estimate_bytes(frame.select("id", "version", "operation")).shape == (100,)
+    vectors = frame_of(vector=[[0.123456789012345678] * 100] * 10)
+    assert 0.5 < write_lines(vectors).sizes().sum() / estimate_bytes(vectors).sum() < 1.5
 
 
 @given(st.lists(st.integers(1, 100)), st.integers(1, 200))
@@ -95,8 +98,8 @@ def test_rows_are_split_into_bodies_in_order(sizes: list[int], body_bytes: int) 
     groups = split_rows(np.array(sizes, dtype=np.int64), body_bytes)
     assert [row for group in groups for row in group.tolist()] == list(range(len(sizes)))
     assert all(len(group) == 1 or sum(sizes[row] for row in group) <= body_bytes for group in groups)
-    firsts = zip(groups, groups[1:], strict=False)
-    assert all(sum(sizes[row] for row in group) + sizes[after[0]] > body_bytes for group, after in firsts)
+    for group, after in itertools.pairwise(groups):
+        assert sum(sizes[row] for row in group) + sizes[after[0]] > body_bytes
 
 
 @given(st.dictionaries(st.text(), VALUES))

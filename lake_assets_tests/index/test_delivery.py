@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import polars as pl
 import pytest
@@ -57,7 +58,7 @@ def documents(count: int = COUNT, version: int = 1, operation: str = "index") ->
     )
 
 
-def stored(client: OpenSearch, alias: str) -> dict[str, dict[str, object]]:
+def stored(client: OpenSearch, alias: str) -> dict[str, dict[str, Any]]:
     client.indices.refresh(index=alias)
     answer = client.search(index=alias, body={"size": 10_000, "version": True})
     assert answer["hits"]["total"]["value"] == len(answer["hits"]["hits"])
@@ -85,7 +86,8 @@ def test_receipts_come_in_the_order_of_the_rows(client: OpenSearch, alias: str) 
 
 FAULTS = [
     "request 429", "request 503", "request 413", "a quarter of the items 429", "a quarter of the items 503",
-    "accepted, then cut", "accepted, then 504", "answer cut short", "half the JSON", "HTML", "one item short", "nothing",
+    "accepted, then cut", "accepted, then 504", "answer cut short", "half the JSON", "HTML", "one item short",
+    "nothing",
 ]  # fmt: skip
 
 
@@ -257,12 +259,16 @@ def test_what_cannot_get_better_stops_at_once(alias: str, opensearch_url: str, f
 
 
 def test_a_mapping_that_refuses_everything_stops_with_the_field(client: OpenSearch, alias: str) -> None:
-    with pytest.raises(IndexUnavailable, match=r"refused all of the first \d+ documents alike: Field size_words") as told:
+    with pytest.raises(
+        IndexUnavailable, match=r"refused all of the first \d+ documents alike: Field size_words"
+    ) as told:
         list(deliver(client, alias, [documents(3_000).with_columns(size_words=pl.lit(SECRET))], body_bytes=50_000))
     assert SECRET not in str(told.value)
 
 
-@pytest.mark.parametrize("fault", ["request 503", "accepted, then cut", "HTML", "one item short", "a quarter of the items 429"])
+@pytest.mark.parametrize(
+    "fault", ["request 503", "accepted, then cut", "HTML", "one item short", "a quarter of the items 429"]
+)
 def test_without_progress_it_gives_up_at_the_deadline(alias: str, opensearch_url: str, fault: str) -> None:
     begun = time.monotonic()
     frame = documents(1) if fault.startswith("a quarter") else documents()
@@ -301,7 +307,9 @@ def test_a_node_that_is_down_is_told_within_seconds(opensearch_url: str) -> None
     with fault_proxy(opensearch_url) as proxy:
         url = proxy.url
     begun = time.monotonic()
-    with pytest.raises(IndexUnavailable, match=f"OpenSearch at {url} does not answer; start it with `lake opensearch start`"):
+    with pytest.raises(
+        IndexUnavailable, match=f"OpenSearch at {url} does not answer; start it with `lake opensearch start`"
+    ):
         list(deliver(connect(Settings(), url), "documents", [documents()]))
     assert time.monotonic() - begun < 10
 
@@ -348,7 +356,7 @@ def test_the_next_frame_is_made_while_one_is_sent_and_no_more(client: OpenSearch
 def test_a_delivery_can_be_left_in_the_middle(client: OpenSearch, alias: str) -> None:
     receipts = deliver(client, alias, (documents(200, version=number) for number in itertools.count()), threads=3)
     next(receipts)
-    receipts.close()  # type: ignore[attr-defined]
+    receipts.close()
 
 
 def test_a_failure_in_making_the_frames_comes_out_as_it_is(client: OpenSearch, alias: str) -> None:

@@ -45,7 +45,7 @@ def test_the_border_between_path_and_key_counts() -> None:
 
 def test_an_id_stays_the_same_for_ever() -> None:
     ids = source_ids(pl.Series(["comments/2026/part-1.jsonl", "письма/1.eml"]), pl.Series(["reddit:eebbqej", ""]))
-    assert ids.to_list() == ["FIRST", "SECOND"]
+    assert ids.to_list() == ["wlOCOJL0xOxhsRkO9dPT5g", "bt47hr4evZUpGkJpM2J8tQ"]
 
 
 def test_frames_of_slices_and_chunks_give_the_same_ids() -> None:

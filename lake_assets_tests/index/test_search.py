@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import polars as pl
@@ -122,10 +123,8 @@ def test_a_condition_that_cannot_be_meant_is_told(condition: str, sentence: str)
 
 @given(st.text())
 def test_no_condition_breaks_the_reader(condition: str) -> None:
-    try:
-        build_query("", [condition], {**contract_fields(), **METRICS})
-    except SearchRefused as told:
-        assert str(told).endswith((".", "`."))
+    with contextlib.suppress(SearchRefused):
+        assert build_query("", [condition], {**contract_fields(), **METRICS})
 
 
 @pytest.mark.parametrize("operator", ["<", "<=", ">", ">=", "=", "!="])
@@ -139,3 +138,10 @@ def test_a_search_without_an_index_or_beyond_the_limit_is_told(client: OpenSearc
         search(client, fresh_alias, "cat")
     with pytest.raises(SearchRefused, match="gives 0 to 10000 hits, not 10001"):
         search(client, fresh_alias, "cat", size=10_001)
+
+
+@pytest.mark.parametrize("query", ["word " * 3_000, "+(a " * 60])
+def test_a_query_that_could_end_the_node_is_refused(client: OpenSearch, alias: str, query: str) -> None:
+    with pytest.raises(SearchRefused, match="up to 10000 characters and 50 opening brackets"):
+        search(client, alias, query)
+    assert search(client, alias, "+(" * 50 + "cat" + ")" * 50)["total"] == 2
