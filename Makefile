@@ -6,6 +6,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 READY := .venv/.ready
 VERSITYGW_VERSION := v1.8.0
+CHECK_HOME := $(CURDIR)/.cache/check
 VERSITYGW := .cache/bin/versitygw
 PORT ?= 3000
 
@@ -38,8 +39,9 @@ check: $(READY) ## Checks style, format, types, and that Dagster loads both code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/ty check
-	@$(BIN)/dg check defs
-	@$(BIN)/dagster definitions validate -w workspace.yaml
+	@mkdir -p $(CHECK_HOME) && cp lake_assets/dagster.yaml $(CHECK_HOME)
+	@PYTHONWARNINGS=ignore VIRTUAL_ENV="$(CURDIR)/.venv" DAGSTER_HOME="$(CHECK_HOME)" $(BIN)/dg check defs
+	@PYTHONWARNINGS=ignore DAGSTER_HOME="$(CHECK_HOME)" $(BIN)/dagster definitions validate -w workspace.yaml
 
 format: $(READY) ## Formats the code and repairs what ruff can
 	@$(BIN)/ruff check --fix

@@ -97,8 +97,8 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "LAKE_CACHE": cache, "AWS_EC2_METADATA_DISABLED": "true", **settings}
 
 
-def run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
-    """Runs a command to its end.
+def run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> str:
+    """Runs a command to its end, and gives what it printed.
 
     Raises:
         SystemExit: it failed; what it said is shown.
@@ -108,6 +108,7 @@ def run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> No
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
 
 
 def lake_command(*arguments: str) -> list[str]:

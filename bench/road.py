@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import polars as pl
 from opensearchpy import OpenSearch
 
 from bench.nodes import (
@@ -28,6 +29,7 @@ from bench.nodes import (
 from lake_assets.index.client import connect
 from lake_assets.index.mapping import ensure_index
 from lake_assets.science.metric import enrich_contract, find_metrics
+from lake_assets.lake.tables import Lake
 from lake_assets.settings import Settings
 
 TARGET = 1.5
@@ -74,17 +76,23 @@ class _Road:
         settings = {"LAKE_HOME": str(home), "OPENSEARCH_URL": self.url, "OPENSEARCH_ALIAS": alias}
         watch = Stopwatch(self.node_pid)
         run(lake_command("ingest", str(path)), self.folder, settings)
-        return self._judged(alias, watch.stop(), count)
+        cost = watch.stop()
+        lake = Lake(Settings(lake_home=home))
+        clean = lake.read("clean/documents").scan().select(pl.len()).collect().item()
+        refused = lake.read("quarantine/records").scan().select(pl.len()).collect().item()
+        if clean + refused != count:
+            raise SystemExit(f"{alias}: of {count} records {clean} are in clean and {refused} in the quarantine.")
+        return self._judged(alias, cost, clean)
 
-    def theirs(self, alias: str, path: Path, count: int) -> Cost:
-        """Runs the script, into an index of the same mapping."""
+    def theirs(self, alias: str, path: Path, _: int) -> Cost:
+        """Runs the script, into an index of the same mapping; it says itself how many ids it has sent."""
         contract = enrich_contract(find_metrics())
         fields = {name: column.metadata["index"] for name, column in contract.columns().items() if column.metadata}
         ensure_index(self.client, alias, {name: field for name, field in fields.items() if field})
         script = [sys.executable, "-m", "bench.user_script", self.url, alias, str(path), str(PROCESSES)]
         watch = Stopwatch(self.node_pid)
-        run(script, Path(__file__).parents[1], {})
-        return self._judged(alias, watch.stop(), count)
+        said = run(script, Path(__file__).parents[1], {})
+        return self._judged(alias, watch.stop(), int(said))
 
     def _judged(self, alias: str, cost: Cost, count: int) -> Cost:
         """Counts documents with metrics, and removes the index.

@@ -31,7 +31,7 @@ analyzer: SentimentIntensityAnalyzer | None = None
 
 
 def main(url: str, index: str, path: str, processes: int) -> None:
-    """Indexes the cleaned documents, then updates each with its metrics."""
+    """Indexes the cleaned documents, updates each with its metrics, and prints how many ids it sent."""
     client = OpenSearch(url, timeout=60)
     texts: list[tuple[str, str]] = []
     with Pool(processes) as pool:
@@ -51,6 +51,7 @@ def main(url: str, index: str, path: str, processes: int) -> None:
             for identity, metrics in measured
         )
         helpers.bulk(client, updates, chunk_size=CHUNK_SIZE)
+    print(len({identity for identity, _ in texts}))
 
 
 def _pieces(path: str) -> Iterator[list[bytes]]:

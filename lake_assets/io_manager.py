@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BATCHES = dg.DynamicPartitionsDefinition(name="batch")
 BATCHES_A_RUN = 50
-DELTA_NAMES = {"String": "string", "Int64": "long", "Float64": "double", "Boolean": "boolean", "Binary": "binary"}
+TYPE_NAMES = {"String": "string", "Int64": "int", "Float64": "float", "Boolean": "bool", "Binary": "binary"}
 
 Compute = Callable[[Snapshot], tuple[Sequence[int], Rows] | None]
 
@@ -177,7 +177,7 @@ def column_schema(contract: type[Contract]) -> dg.TableSchema:
         columns=[
             dg.TableColumn(
                 name=name,
-                type=DELTA_NAMES.get(type(column.dtype).__name__, "timestamp"),
+                type=TYPE_NAMES.get(type(column.dtype).__name__, "timestamp"),
                 description=_meaning(column),
                 constraints=dg.TableColumnConstraints(nullable=column.nullable),
             )

@@ -41,5 +41,6 @@ def _rows(lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFram
         documents, failed = reader.read(piece.join(landed, on=["path", "etag"], how="semi", maintain_order="left"))
         refused.append(failed)
         yield documents.with_columns(batch=pl.lit(batch, pl.Int64)).select(list(IndexingDocuments.columns()))
-    refuse(lake.lake, "indexing/documents", batch, refused)
+    earlier = lake.ledger().earlier(batch)
+    refuse(lake.lake, "indexing/documents", batch, refused, owned["path"], earlier)
     yield from snapshot.others([batch, *older], owned["path"])

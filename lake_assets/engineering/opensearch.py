@@ -13,6 +13,7 @@ from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.delivery import deliver
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
+from lake_assets.index.present import ids_of_objects
 from lake_assets.index.whole import document_columns, metric_fields, version_of, whole_hashes, with_metrics
 from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
 from lake_assets.lake.tables import Rows, Snapshot, bucketed
@@ -49,6 +50,8 @@ class _Delivery:
         self.older = snapshot.batches_of(self.ledger.earlier(self.batch), self.owned["path"])
         known = snapshot.scan([self.batch, *self.older]).filter(pl.col("path").is_in(self.owned["path"].implode()))
         self.known = known.select(RECEIPT).collect()
+        # An earlier run may have died between sending and noting: of these paths the index itself is asked.
+        self.unnoted = sorted(set(self.ledger.claimed_before(self.batch)["path"]) - set(self.known["path"]))
         self.version = version_of(self.lake.lake, self.batch)
         return [self.batch, *self.older], self.rows(snapshot)
 
@@ -64,15 +67,17 @@ class _Delivery:
             yield from self._judge(waiting, answer, index, refused)
         yield from waiting
         self._delete_vanished(client, alias, present, refused)
-        refuse(self.lake.lake, "opensearch/documents", self.batch, refused)
+        earlier = self.ledger.earlier(self.batch)
+        refuse(self.lake.lake, "opensearch/documents", self.batch, refused, self.owned["path"], earlier)
         yield from snapshot.others([self.batch, *self.older], self.owned["path"])
 
     def _changed(self, waiting: deque[pl.DataFrame], present: list[pl.Series]) -> Iterator[pl.DataFrame]:
         """Hands out what must be sent, and leaves in `waiting` what its receipts need, in the same order."""
         enrich = self.lake.lake.read("enrich/documents").frame(self.older) if self.older else None
         for piece in self.lake.lake.read("indexing/documents").pieces([self.batch]):
+            piece = piece.filter(pl.col("path").is_in(self.owned["path"].implode()))
             piece = piece.with_columns(id=source_ids(piece["path"], piece["key"]))
-            if self.known.height:
+            if self.known.height or self.unnoted:
                 present.append(piece["id"])
             same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
             carried = same.with_columns(batch=pl.lit(self.batch, pl.Int64))
@@ -102,11 +107,10 @@ class _Delivery:
 
     def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
         """Deletes what the index held of the owned objects, and no longer has a document that it accepts."""
-        if self.known.is_empty():
-            return
-        here = pl.concat([pl.Series("id", [], dtype=pl.String), *present])
-        gone = self.known.filter(~pl.col("id").is_in(here.implode()))
-        gone = pl.concat([gone.select("id"), *(frame.select("id") for frame in refused)]).unique()
+        held = pl.concat([self.known["id"], ids_of_objects(client, alias, self.unnoted)]).unique()
+        kept = pl.concat([held.clear(), *present])
+        failed = pl.concat([held.clear(), *(frame["id"] for frame in refused)])
+        gone = held.filter(~held.is_in(kept.implode()) | held.is_in(failed.implode())).to_frame()
         deletes = gone.select("id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation"))
         for answer in deliver(client, alias, [deletes] if deletes.height else []):
             self.sent["deleted"] += answer.filter(pl.col("result") == "deleted").height
@@ -141,8 +145,12 @@ class _Metrics:
         self.enrich = self.lake.lake.read("enrich/documents")
         earlier = self.lake.ledger().earlier(self.batch)
         self.batches = [self.batch, *snapshot.stale(earlier, self.clean)]
-        self.known = snapshot.frame([self.batch, *earlier])
-        self.version = version_of(self.lake.lake, self.batch)
+        received = self.lake.lake.read("opensearch/documents").scan([self.batch, *earlier])
+        # What the first delivery has sent since came without metrics: only a later second delivery counts.
+        later = received.select("id", received="version").unique("id")
+        known = snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
+        self.known = known.drop("received").unique(["id", "whole_hash"]).collect()
+        self.version = version_of(self.lake.lake, 0)
         return self.batches, self.rows()
 
     def rows(self) -> Iterator[pl.DataFrame]:
@@ -164,8 +172,8 @@ class _Metrics:
             self.sent["refused"] += refused[-1].height
             yield taken.select(columns)
         yield from waiting
-        owned = self.lake.ledger().owned(self.batch).select("path", "etag")
-        refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(owned, on="path") for f in refused])
+        owners = self.lake.ledger().owners().select("path", "etag")
+        refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(owners, on="path") for f in refused])
 
     def _changed(self, metrics: list[str], waiting: deque[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         columns = list(OpenSearchMetrics.columns())
@@ -181,8 +189,9 @@ class _Metrics:
                 self.sent["carried_over"] += kept.height
                 waiting.append(kept.select(columns))
                 waiting.append(whole.select("batch", "id", "path", "record", "whole_hash"))
+                # A document's own batch counts, also where a newer one sends it: its own may send it again.
                 yield document_columns(whole, metrics).with_columns(
-                    version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
+                    version=whole["batch"] * 2**32 + self.version, operation=pl.lit("index")
                 )
 
 

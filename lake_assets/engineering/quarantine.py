@@ -14,7 +14,14 @@ STAGES = ["raw/records", "indexing/documents", "opensearch/documents", "opensear
 REFUSED = {"path": pl.String, "etag": pl.String, "record": pl.Int64, "reason": pl.String, "detail": pl.String}
 
 
-def refuse(lake: Lake, stage: str, batch: int, refused: Sequence[pl.DataFrame]) -> None:
+def refuse(
+    lake: Lake,
+    stage: str,
+    batch: int,
+    refused: Sequence[pl.DataFrame],
+    owned: pl.Series | None = None,
+    earlier: Sequence[int] = (),
+) -> None:
     """Replaces what one stage refused of one batch; nothing is committed where nothing was and is refused.
 
     Args:
@@ -22,16 +29,20 @@ def refuse(lake: Lake, stage: str, batch: int, refused: Sequence[pl.DataFrame]) 
         stage: the asset that refused.
         batch: the batch it worked on.
         refused: frames of path, etag, record, reason, detail.
+        owned: paths that the batch owns, where only these count: what was refused of the others stays, and what older
+            batches have refused of these goes, as their documents do. All of the batch, if None.
+        earlier: the batches that once owned these paths.
     """
     rows = pl.concat([pl.DataFrame(schema=REFUSED), *(frame.select(list(REFUSED)) for frame in refused)])
 
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
-        present = snapshot.frame([batch]).select(list(QuarantineRecords.columns()))
-        others = present.filter(pl.col("stage") != stage)
+        present = snapshot.frame([batch, *earlier]).select(list(QuarantineRecords.columns()))
+        mine = pl.col("batch") == batch if owned is None else pl.col("path").is_in(owned.implode())
+        others = present.filter(~(mine & (pl.col("stage") == stage)))
         if rows.is_empty() and others.height == present.height:
             return None
         named = rows.with_columns(batch=pl.lit(batch, pl.Int64), stage=pl.lit(stage), state=pl.lit("refused"))
-        return [batch], [others, named.select(others.columns)]
+        return [batch, *earlier], [others, named.select(others.columns)]
 
     lake.table("quarantine/records").replace(compute)
 

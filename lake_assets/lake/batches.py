@@ -65,11 +65,14 @@ class Ledger:
         """Tells when a batch was claimed."""
         return self.claimed(batch)["claimed_at"][0]
 
+    def claimed_before(self, batch: int) -> pl.DataFrame:
+        """Gives the earlier versions of the objects that a batch owns: what older batches claimed of their paths."""
+        paths = self.owned(batch)["path"]
+        return self.rows.filter((pl.col("batch") < batch) & pl.col("path").is_in(paths.implode()))
+
     def earlier(self, batch: int) -> list[int]:
         """Finds the batches that once owned a path that this one owns now."""
-        paths = self.owned(batch)["path"]
-        older = self.rows.filter((pl.col("batch") < batch) & pl.col("path").is_in(paths.implode()))
-        return older["batch"].unique().sort().to_list()
+        return self.claimed_before(batch)["batch"].unique().sort().to_list()
 
 
 @dataclass(frozen=True)

@@ -47,22 +47,26 @@ def enrich_asset(metrics: Mapping[str, Metric]) -> dg.AssetsDefinition:
 def _rows_of(lake: LakeResource, metrics: Mapping[str, Metric], batch: int):
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
         clean = lake.lake.read("clean/documents")
-        replaced = [batch, *snapshot.stale(lake.ledger().earlier(batch), clean)]
-        return replaced, _join(lake, metrics, clean, replaced)
+        earlier = lake.ledger().earlier(batch)
+        replaced = [batch, *snapshot.stale(earlier, clean)]
+        return replaced, _join(lake, metrics, clean, replaced, [batch, *earlier])
 
     return compute
 
 
 def _join(
-    lake: LakeResource, metrics: Mapping[str, Metric], clean: Snapshot, replaced: list[int]
+    lake: LakeResource, metrics: Mapping[str, Metric], clean: Snapshot, replaced: list[int], measured_in: list[int]
 ) -> Iterator[pl.DataFrame]:
+    """Joins the newest results there are: where a metric has not run since, those that older batches hold."""
     tables = {
-        name: lake.lake.table(item.key, item.contract).snapshot().scan(replaced) for name, item in metrics.items()
+        name: lake.lake.table(item.key, item.contract).snapshot().scan(measured_in) for name, item in metrics.items()
     }
     columns = list(enrich_contract(metrics).columns())
     for part in bucketed(clean.count(replaced), "id"):
         joined = clean.scan(replaced).filter(part).select("batch", "id", "text_hash").collect()
         for name, scan in tables.items():
             measured = scan.filter(part).select("id", "text_hash", *metrics[name].columns).collect()
+            if len(measured_in) > 1:
+                measured = measured.unique(["id", "text_hash"])
             joined = joined.join(measured, on=["id", "text_hash"], how="left")
         yield joined.select(columns)
