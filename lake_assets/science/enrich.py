@@ -65,8 +65,7 @@ def _join(
     for part in bucketed(clean.count(replaced), "id"):
         joined = clean.scan(replaced).filter(part).select("batch", "id", "text_hash").collect()
         for name, scan in tables.items():
-            measured = scan.filter(part).select("id", "text_hash", *metrics[name].columns).collect()
-            if len(measured_in) > 1:
-                measured = measured.unique(["id", "text_hash"])
-            joined = joined.join(measured, on=["id", "text_hash"], how="left")
+            measured = scan.filter(part).select("batch", "id", "text_hash", *metrics[name].columns).collect()
+            newest = measured.sort("batch", descending=True).unique(["id", "text_hash"], keep="first").drop("batch")
+            joined = joined.join(newest, on=["id", "text_hash"], how="left")
         yield joined.select(columns)

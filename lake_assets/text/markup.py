@@ -40,12 +40,16 @@ _UNPARSED = frozenset(
 _LISTED = frozenset(("dd", "dir", "dl", "dt", "li", "menu", "ol", "ul"))
 _VOID = frozenset(re.findall(r"\S+", "area base br col embed hr img input link meta source track wbr"))
 _HIDDEN = ("script", "style")
-_TAG = re.compile(r"""<(/?)([A-Za-z][A-Za-z0-9:._-]*+)(?=[\s/>])(?:[^<>"']++|"[^"<]*+"|'[^'<]*+')*+>""")
+# Stricter than HTML, which takes `a<b && b>c` for a tag: an attribute begins with a letter, and holds no `<`.
+_ATTRIBUTES = r"""(?:[\s/]*+[A-Za-z_:@][^\s"'<>/=]*+(?:\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>]++))?+)*+[\s/]*+>"""
+_TAG = re.compile(rf"<(/?)([A-Za-z][A-Za-z0-9:._-]*+)(?=[\s/>]){_ATTRIBUTES}")
 _TAG_OR_SPECIAL = re.compile(rf"{_TAG.pattern}|[<&]")
+_GAP = "\0"
+_GAPS = re.compile(r"(\s?)\0+(\s?)")
 _DECLARATION = re.compile(r"<![Dd][Oo][Cc][Tt][Yy][Pp][Ee][^<>]*+>|<\?xml[^<>]*+>")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _ESCAPED_ESCAPES = re.compile(r"&(?:amp;){2,}")
-_HIDDEN_OPENING = re.compile(r"""<(script|style)(?=[\s/>])(?:[^<>"']++|"[^"<]*+"|'[^'<]*+')*+>""", re.IGNORECASE)
+_HIDDEN_OPENING = re.compile(rf"<(script|style)(?=[\s/>]){_ATTRIBUTES}", re.IGNORECASE)
 _HIDDEN_CLOSING = {name: re.compile(rf"</{name}(?=[\s/>])[^<>]*+>", re.IGNORECASE) for name in _HIDDEN}
 
 
@@ -86,13 +90,9 @@ def _dropped(text: str, paired: frozenset[str]) -> str:
             return ""
         if name in _BLOCKS:
             return "\n"
-        if name not in paired:
-            return match[0]
-        before, after = match.start() - 1, match.end()
-        is_apart = before < 0 or after >= len(text) or text[before].isspace() or text[after].isspace()
-        return "" if is_apart else " "
+        return _GAP if name in paired else match[0]
 
-    return _TAG.sub(replacement, text)
+    return _GAPS.sub(lambda match: match[1] or match[2] or " ", _TAG.sub(replacement, text.replace(_GAP, "")))
 
 
 def _parsed(text: str, paired: frozenset[str]) -> str:
