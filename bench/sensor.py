@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import statistics
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import obstore
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
 from bench.nodes import OUT, STRIPPED, workspace
 from lake_assets.engineering.sensors import raw_zone_sensor
+from lake_assets.guard import start_guarded, stop_guarded
 from lake_assets.ingest import dagster_instance
 from lake_assets.io_manager import BATCHES, LakeResource
 from lake_assets.lake.batches import Ledger, claim
@@ -25,7 +30,7 @@ from lake_assets.lake.raw_zone import S3RawZone, raw_zone
 from lake_assets.lake.tables import Lake
 from lake_assets.settings import Settings
 from lake_assets.text.sources import Sources
-from lake_assets_tests.servers import ministack
+from lake_assets_tests.servers import HOST, S3Server, free_port
 
 OBJECTS = 100_000
 TICK_SECONDS, SWEEP_SECONDS = 3.0, 60.0
@@ -40,7 +45,7 @@ def main(arguments: list[str]) -> bool:
     options = parser.parse_args(arguments)
     for name in [name for name in os.environ if name.startswith(STRIPPED) and name != "LAKE_BENCH_DATA"]:
         del os.environ[name]
-    with workspace() as folder, ministack(folder) as server:
+    with workspace() as folder, _server(folder) as server:
         settings = Settings.model_validate(
             {
                 "lake_home": folder / "home",
@@ -60,6 +65,27 @@ def path_of(number: int) -> str:
     return f"comments/{number // 1000:04d}/{number:07d}.txt"
 
 
+@contextlib.contextmanager
+def _server(folder: Path) -> Iterator[S3Server]:
+    """Runs MiniStack with its objects in memory: they are put four times faster than onto a disk."""
+    port = free_port()
+    ours = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    told = {"BIND_HOST": HOST, "MINISTACK_HOST": HOST, "GATEWAY_PORT": str(port), "LOG_LEVEL": "WARNING"}
+    with (folder / "server.log").open("wb") as output:
+        program = str(Path(sys.executable).with_name("ministack"))
+        guard = start_guarded([program], env={**ours, **told}, cwd=folder, output=output)
+    server = S3Server("ministack", f"http://{HOST}:{port}", "test", "test")
+    try:
+        for _ in range(600):
+            with contextlib.suppress(BotoCoreError, ClientError):
+                server.client().list_buckets()
+                break
+            time.sleep(0.1)
+        yield server
+    finally:
+        stop_guarded(guard)
+
+
 def _fill(settings: Settings, instance: dg.DagsterInstance, objects: int) -> None:
     """Puts objects, claims them, and notes their batches as done."""
     zone = raw_zone(settings)
@@ -68,7 +94,7 @@ def _fill(settings: Settings, instance: dg.DagsterInstance, objects: int) -> Non
     asyncio.run(_put_all(zone, objects))
     OUT.print(f"  {objects:,} objects put in {time.perf_counter() - begun:.0f} s")
     begun = time.perf_counter()
-    listing = zone.list()
+    listing = zone.look()
     OUT.print(f"  listed whole in {time.perf_counter() - begun:.1f} s")
     lake = Lake(settings)
     claimed = claim(lake, Ledger(lake), listing, settings, Sources([]), rest=False)
@@ -102,9 +128,10 @@ class _Watch:
 
     def tick(self) -> tuple[float, int]:
         """Evaluates the sensor once: seconds, and how many runs it asked for."""
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources={"lake": self.lake})
+        context = dg.build_sensor_context(self.instance, self.cursor, resources={"lake": self.lake})
         begun = time.perf_counter()
-        result = self.sensor.evaluate_tick(context)
+        result = self.sensor(context)
+        assert isinstance(result, dg.SensorResult)
         seconds = time.perf_counter() - begun
         self.cursor = result.cursor
         return seconds, len(result.run_requests or [])

@@ -29,6 +29,7 @@ app.add_typer(node, name="opensearch")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+DEMO_SEARCH = ("coffee | delivery | wheel", ["sentiment_score < -0.5"])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -60,13 +61,14 @@ def demo(as_json: AsJson = False) -> None:
         with _progress() as progress:
             done = run_ingest(settings, [Path(folder) / "demo"], progress)
         _refuse_failed(done.failures)
-        found = _search(settings, "delicious OR beautiful OR fast", ["sentiment_score > 0.5"], 5)
+        found = _search(settings, *DEMO_SEARCH, 5)
         state = _status(settings)
     if as_json:
         _print_json({"status": state, "search": found})
         return
     _print_status(state)
-    out.print("\n[bold]lake search 'delicious OR beautiful OR fast' --where 'sentiment_score > 0.5'[/bold]")
+    query, where = DEMO_SEARCH
+    out.print(f"\n[bold]lake search {query!r} --where {where[0]!r}[/bold]")
     _print_hits(found)
     out.print(
         "\nWhere to look next:\n"
@@ -80,7 +82,8 @@ def demo(as_json: AsJson = False) -> None:
 
 @app.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, and folders with all below them.")], as_json: AsJson = False
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders with all below them.")],
+    as_json: AsJson = False,
 ) -> None:
     """Copies files under the raw root and runs the whole road; what is there already is not done again."""
     from lake_assets.ingest import ingest as run_ingest
@@ -98,7 +101,7 @@ def ingest(
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="Words; OR, quotes and - as in OpenSearch's simple query string.")],
+    query: Annotated[str, typer.Argument(help='Words; | for or, "a phrase", -without, begin*.')],
     where: Annotated[list[str] | None, typer.Option(help="For instance 'sentiment_score < -0.5'.")] = None,
     size: Annotated[int, typer.Option(min=1, max=1000, help="Most hits.")] = 10,
     as_json: AsJson = False,
@@ -177,7 +180,9 @@ def _progress() -> Iterator[Any]:
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True) as bar:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True
+    ) as bar:
         task = bar.add_task("")
         yield lambda text: bar.update(task, description=escape(text))
 
@@ -187,7 +192,8 @@ def _search(settings: Settings, query: str, where: Sequence[str], size: int) -> 
     from lake_assets.index.node import opensearch_url
     from lake_assets.index.search import search as run_search
 
-    return run_search(connect(settings, opensearch_url(settings)), settings.opensearch_alias, query, where, size)
+    client = connect(settings, opensearch_url(settings))
+    return dict(run_search(client, settings.opensearch_alias, query, where, size))
 
 
 def _status(settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import dataframely as dy
 import polars as pl
 from dagster import AssetExecutionContext, OutputContext
 
@@ -91,7 +92,7 @@ class LakeIOManager(dg.ConfigurableIOManager):
         batches = [int(key) for key in context.asset_partition_keys]
         snapshot = obj.table.snapshot()
         files = snapshot.delta.get_add_actions(flatten=True) if snapshot.delta else None
-        size = sum(files["size_bytes"].to_pylist()) if files is not None else 0  # ty: ignore
+        size = sum(files["size_bytes"].to_pylist()) if files is not None else 0
         key = context.asset_key.to_user_string()
         context.add_output_metadata(
             {
@@ -171,7 +172,7 @@ def batches(context: AssetExecutionContext) -> list[int]:
     return sorted(int(key) for key in context.partition_keys)
 
 
-def column_schema(contract: type[Contract]) -> dg.TableSchema:
+def column_schema(contract: type[dy.Schema]) -> dg.TableSchema:
     """Shows a contract as Dagster's column table."""
     return dg.TableSchema(
         columns=[

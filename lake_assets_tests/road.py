@@ -93,7 +93,7 @@ class Road:
     def claim(self) -> list[int]:
         """Claims everything that is new under the raw root."""
         sources = load_sources(self.settings.lake_sources)
-        return claim(self.lake, Ledger(self.lake), self.zone.list(), self.settings, sources, rest=False).batches
+        return claim(self.lake, Ledger(self.lake), self.zone.look(), self.settings, sources, rest=False).batches
 
     def run(self, batch: int, *keys: str) -> dg.ExecuteInProcessResult:
         """Materialises assets of a batch, in their order; all of them, if none is named."""

@@ -40,7 +40,7 @@ class RawZoneWatch:
         """Lists, claims, and requests a run for each batch that needs one."""
         if self.ledger is None:
             self.ledger = Ledger(lake.lake)
-        listing = lake.zone.list(context.cursor or "", LISTING_SECONDS)
+        listing = lake.zone.look(context.cursor or "", LISTING_SECONDS)
         done = claim(lake.lake, self.ledger, listing, lake.settings, lake.sources, rest=True)
         wanted = unfinished(context.instance, self.ledger, set(done.batches))[:RUNS_A_TICK]
         # What was left waits in the same slice; else the next tick lists the next one.

@@ -43,7 +43,7 @@ class Listing:
 class RawZone(ABC):
     """Objects under one root. Paths are relative to it, and ordered by their UTF-8 bytes."""
 
-    def list(self, after: str = "", budget_seconds: float = 3600.0) -> Listing:
+    def look(self, after: str = "", budget_seconds: float = 3600.0) -> Listing:
         """Lists from `after` on, until the end or until the time is spent (after a thousand objects at least)."""
         ends = time.monotonic() + budget_seconds
         rows: list[tuple[str, str, int, dt.datetime]] = []
@@ -167,14 +167,18 @@ class S3RawZone(RawZone):
             return
         except BaseError as error:
             if "path" not in str(error).lower():
-                raise LakeError(f"The raw zone s3://{self.bucket}/{self.prefix} cannot be listed: {_kind(error)}.") from None
+                raise LakeError(
+                    f"The raw zone s3://{self.bucket}/{self.prefix} cannot be listed: {_kind(error)}."
+                ) from None
         # A key that obstore cannot express (`..`, an empty segment, a control character) ends its listing.
         yield from self._boto_pages(last)
 
     def _boto_pages(self, after: str) -> Iterator[list[tuple[str, str, int, dt.datetime]]]:
         head = f"{self.prefix}/" if self.prefix else ""
-        pages = self._boto().get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=head, **({"StartAfter": head + after} if after else {})
+        pages = (
+            self._boto()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=self.bucket, Prefix=head, **({"StartAfter": head + after} if after else {}))
         )
         for page in pages:
             yield [
@@ -267,7 +271,9 @@ def _etag(stat: os.stat_result) -> str:
 
 
 def _gone(path: str) -> str:
-    return f"Object {path!r} has been replaced or removed since it was claimed; its newer version comes in a later batch."
+    return (
+        f"Object {path!r} has been replaced or removed since it was claimed; its newer version comes in a later batch."
+    )
 
 
 def _digest(chunks: Iterable[bytes]) -> bytes:

@@ -30,6 +30,7 @@ from deltalake import (
     write_deltalake,
 )
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
+from deltalake.schema import PrimitiveType
 
 from lake_assets import __version__
 from lake_assets.contracts import TABLES, Contract
@@ -109,7 +110,9 @@ class Snapshot:
         scan = self.scan([batch])
         paths: list[str] = []
         rows = 0
-        for path, count, last in scan.group_by("path").agg(pl.len(), pl.col("record").max()).sort("path").collect().rows():
+        for path, count, last in (
+            scan.group_by("path").agg(pl.len(), pl.col("record").max()).sort("path").collect().rows()
+        ):
             if paths and rows + count > PIECE_ROWS:
                 yield scan.filter(pl.col("path").is_in(paths)).collect().sort("path", "record")
                 paths, rows = [], 0
@@ -223,7 +226,7 @@ class Table:
         for attempt in range(COMMIT_TRIES):
             snapshot = self.snapshot()
             computed = compute(snapshot)
-            if computed is None:
+            if computed is None or snapshot.delta is None:
                 return None
             batches = tuple(sorted(set(computed[0])))
             stream = _Stream(self, computed[1])
@@ -381,7 +384,7 @@ def delta_field(name: str, column: Any) -> Field:
         "index": json.dumps(about.get("index")),
         "upstream": json.dumps(about.get("upstream") or []),
     }
-    return Field(name, DELTA_TYPES[type(column.dtype)], nullable=column.nullable, metadata=metadata)
+    return Field(name, PrimitiveType(DELTA_TYPES[type(column.dtype)]), nullable=column.nullable, metadata=metadata)
 
 
 def bucketed(rows: int, column: str) -> list[pl.Expr]:

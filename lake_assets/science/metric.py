@@ -104,7 +104,7 @@ def metric(version: str, **columns: Column) -> Callable[[Callable[[Texts], pl.Da
     """
 
     def declare(function: Callable[[Texts], pl.DataFrame]) -> Metric:
-        name = function.__name__
+        name = getattr(function, "__name__", "")
         for column in columns:
             if not re.fullmatch(rf"{name}_[a-z0-9_]+", column) or column in CleanDocuments.columns():
                 raise ContractBroken(f"Column {column} of metric {name} must be named {name}_… and be no column of clean.")

@@ -5,6 +5,7 @@ What belongs here: whole pieces of `raw/records`. The steps are in `charset`, `f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,8 +107,7 @@ def draft_documents(sources: Sources, records: pl.DataFrame) -> tuple[pl.DataFra
 def _contents(sources: Sources, records: pl.DataFrame) -> _Read:
     read = _Read([], [], [], [])
     readings = _Readings(sources)
-    written = records["raw"].cast(pl.String, strict=False)
-    delicate = written.str.contains(_LONG_NUMBER).fill_null(True).to_list()
+    delicate = _delicate(records["raw"])
     columns = records.select("path", "media_type", "header", "raw")
     for row, (path, media_type, header, raw) in enumerate(columns.iter_rows()):
         try:
@@ -123,6 +123,15 @@ def _contents(sources: Sources, records: pl.DataFrame) -> _Read:
         read.rows.append(row)
         read.contents.append(content)
     return read
+
+
+def _delicate(raws: pl.Series) -> list[bool]:
+    """Tells of each record whether it holds a number that the fast JSON reader would round."""
+    try:
+        return raws.cast(pl.String).str.contains(_LONG_NUMBER).fill_null(False).to_list()
+    except pl.exceptions.ComputeError:  # one is not UTF-8, which costs the others their speed and nothing else
+        search = re.compile(_LONG_NUMBER.encode()).search
+        return [raw is not None and search(raw) is not None for raw in raws]
 
 
 class _Readings:

@@ -17,8 +17,9 @@ FRAGMENTS = st.lists(
     st.one_of(
         st.text(max_size=8),
         st.sampled_from(
-            ["<b>", "</b>", "<p>", "<br/>", "<script>", "</script>", "<!--", "-->", "&lt;", "&amp;", "&gt;", "&#60;", "<X>",
-             "</X>", "<li>", "<td>", "<a href='x", "\n", " ", "\u00a0", "é", "Ã©", "â€œ", "\x85", "\x1b[1m", "\u202e", "<", ">"]
+            ["<b>", "</b>", "<p>", "<br/>", "<script>", "</script>", "<!--", "-->", "&lt;", "&amp;", "&gt;", "&#60;",
+             "<X>", "</X>", "<li>", "<td>", "<a href='x", "\n", " ", "\u00a0", "é", "Ã©", "â€œ", "\x85", "\x1b[1m",
+             "\u202e", "<", ">"]
         ),
     ),
     max_size=12,
@@ -31,9 +32,9 @@ def cleaned(text: str) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["I <3 you", "a < b and c > d", "List<String> x", "<ann@example.org> wrote", "AT&T", "R&D; more", "<http://a.example/b>",
-     "“curly” ‘quotes’", "ﬁne ligature", "ＷＩＤＥ", "x <- y", "if (a<b && b>c)", "نص عربي\u200f", "می\u200cخواهم", "👩\u200d🔬",
-     "two  spaces", "a\n\n  indented", "naïve café", "¿qué?", "x<y>z", "text <!-- that goes on", "&nothing;"],
+    ["I <3 you", "a < b and c > d", "List<String> x", "<ann@example.org> wrote", "AT&T", "R&D; more", "<http://a.b/c>",
+     "“curly” ‘quotes’", "ﬁne ligature", "ＷＩＤＥ", "x <- y", "if (a<b && b>c)", "نص عربي\u200f", "می\u200cخواهم",
+     "👩\u200d🔬", "two  spaces", "a\n\n  indented", "naïve café", "¿qué?", "x<y>z", "text <!-- that goes on", "&nothing;"],
 )  # fmt: skip
 def test_what_only_looks_like_markup_or_damage_survives(text: str) -> None:
     assert cleaned(text) == text
@@ -101,7 +102,7 @@ def test_words_without_markup_are_never_lost(text: str) -> None:
 def test_the_test_for_damage_is_that_of_ftfy() -> None:
     from ftfy.badness import is_bad
 
-    texts = ["Ã©", "plain", "schön", "â€œ", "vis Ã  vis", "Â ", "日本語", "œuf", "\x80", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "été ° C", "a Â b", "Ñ"]
+    texts = ["Ã©", "plain", "schön", "â€œ", "vis Ã  vis", "Â ", "日本語", "œuf", "\x80", "Ð¿Ñ€Ð¸Ð²", "été ° C", "a Â b", "Ñ"]
     found = pl.Series(texts).str.contains(clean._mojibake()).to_list()
     assert found == [is_bad(text) for text in texts]
     assert True in found
@@ -110,8 +111,8 @@ def test_the_test_for_damage_is_that_of_ftfy() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["<", "<a ", '<a "', "<!--", "<script>", "<style>", "<b>", "<p>", "<x></x>", "&lt;", "&#38;#38;", "amp;", "<!doctype",
-     "\u0301", " \n", "<table><tr>", "\x1b[", "Ã©", "<div>"],
+    ["<", "<a ", '<a "', "<!--", "<script>", "<style>", "<b>", "<p>", "<x></x>", "&lt;", "&#38;#38;", "amp;",
+     "<!doctype", "\u0301", " \n", "<table><tr>", "\x1b[", "Ã©", "<div>"],
 )  # fmt: skip
 def test_hostile_repetition_ends(piece: str) -> None:
     text = "&" + piece * (200_000 // len(piece))
