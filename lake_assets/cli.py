@@ -1,12 +1,11 @@
 """`lake`: thin over the same functions that the assets and the page use.
 
-Tables where people look, `--json` where programs do, and exit codes that tell the truth: 0 done, 1 failed, 2 wrongly called.
+Tables where people look, `--json` where programs do, exit codes that tell the truth: 0 done, 1 failed, 2 wrongly called.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ app.add_typer(node, name="opensearch")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-DEMO_SEARCH = ("coffee | delivery | wheel", ["sentiment_score < -0.5"])
+DEMO_SEARCH = ("coffee", ["sentiment_score > 0.5"])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -16,9 +16,7 @@ import polars as pl
 UTC_TIMESTAMP = pl.Datetime("us", "UTC")
 
 
-def about(
-    meaning: str, *upstream: str, unit: str = "", index: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def about(meaning: str, *upstream: str, unit: str = "", index: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Gives the keywords that describe a column.
 
     Args:
@@ -61,7 +59,9 @@ class RawRecords(Contract):
     header = dy.String(nullable=True, **about("CSV: the row that names the fields."))
     offset_bytes = dy.Int64(**about("Where it begins in the decompressed object.", unit="bytes"))
     length_bytes = dy.Int64(**about("How long it is, decompressed.", unit="bytes"))
-    raw = dy.Binary(nullable=True, **about("The bytes as they came; null over 16 MiB: offset and length point to them."))
+    raw = dy.Binary(
+        nullable=True, **about("The bytes as they came; null over 16 MiB: offset and length point to them.")
+    )
 
 
 class IndexingDocuments(Contract):
@@ -126,7 +126,9 @@ class OpenSearchMetrics(Contract):
     """One row per document whose metrics were delivered: its second receipt."""
 
     id = dy.String(**about("The document.", "enrich/documents.id"))
-    whole_hash = dy.Int64(**about("BLAKE2b-64 of the document and its metrics, as sent.", "clean/documents.document_hash"))
+    whole_hash = dy.Int64(
+        **about("BLAKE2b-64 of the document and its metrics, as sent.", "clean/documents.document_hash")
+    )
     version = dy.Int64(**about("External version it was sent with."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer`."))
 

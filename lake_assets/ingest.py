@@ -61,9 +61,9 @@ def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambd
         ledger = Ledger(Lake(settings)).refresh()
         _run_batches(instance, _unfinished(instance, ledger), done, progress)  # their bytes may be about to be replaced
         zone = raw_zone(settings)
-        names = [name for name in _copy(zone, paths, progress)]
+        names = list(_copy(zone, paths, progress))
         done.objects = len(names)
-        landed = zone.head(names)
+        landed = zone.head(list(dict.fromkeys(names)))
         sources = load_sources(settings.lake_sources)
         claim(ledger.lake, ledger, _single(landed), settings, sources, rest=False)
         _run_batches(instance, _unfinished(instance, ledger), done, progress)
@@ -72,7 +72,7 @@ def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambd
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Opens the Dagster instance of DAGSTER_HOME, made ready where it is new; inside, the environment says the settings."""
+    """Opens the Dagster instance of DAGSTER_HOME, made ready where new; inside, the environment is the settings."""
     import dagster as dg
 
     prepare_dagster_home(settings)
@@ -92,17 +92,33 @@ def _single(landed: pl.DataFrame) -> Listing:
 
 
 def _copy(zone: RawZone, paths: Sequence[Path], progress: Progress) -> Iterator[str]:
-    """Copies what is not there yet with the same bytes, and gives each object's path."""
+    """Copies what is not there yet with the same bytes, and gives each object's path.
+
+    Hidden files of a folder are left out: names that begin with a dot are no objects.
+    """
+    taken: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
             raise LakeError(f"There is no file or folder {path}; give the path of a text file.")
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        for file in files:
+        for file in [path] if path.is_file() else _visible_files(path):
             name = file.name if path.is_file() else f"{path.resolve().name}/{file.relative_to(path).as_posix()}"
-            if not zone.holds(name, file):
-                progress(f"Copying {name}")
-                zone.put(name, file)
+            name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if not taken.setdefault(name, file).samefile(file):
+                raise LakeError(
+                    f"{taken[name]} and {file} would both become {name}; ingest the folder that holds both."
+                )
+            try:
+                if not zone.holds(name, file):
+                    progress(f"Copying {name}")
+                    zone.put(name, file)
+            except OSError as error:
+                raise LakeError(f"{file} cannot be copied to the raw zone: {error.strerror or error}.") from None
             yield name
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _unfinished(instance: dg.DagsterInstance, ledger: Ledger) -> list[int]:
@@ -157,4 +173,9 @@ def _failures(result: dg.ExecuteInProcessResult) -> Iterator[tuple[str, str]]:
             error = error.cause
         known = error is not None and error.cls_name in {kind.__name__ for kind in LakeError.__subclasses__()}
         name = (event.step_key or "").replace("__", "/")
-        yield name, error.message.split(": ", 1)[-1].strip() if known and error else f"{error and error.cls_name}; the run's page has the whole."
+        yield (
+            name,
+            error.message.split(": ", 1)[-1].strip()
+            if known and error
+            else f"{error and error.cls_name}; the run's page has the whole.",
+        )

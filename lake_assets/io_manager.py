@@ -140,9 +140,12 @@ def table_asset(
         partitions_def=BATCHES,
         backfill_policy=dg.BackfillPolicy.multi_run(BATCHES_A_RUN),
         io_manager_key="lake_io",
-        metadata={"dagster/column_schema": column_schema(contract), "dagster/column_lineage": column_lineage(contract, key)},
+        metadata={
+            "dagster/column_schema": column_schema(contract),
+            "dagster/column_lineage": column_lineage(contract, key),
+        },
         **more,
-    )  # fmt: skip
+    )
 
 
 def build_definitions(

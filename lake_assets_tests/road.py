@@ -6,9 +6,10 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,13 @@ class Road:
     def land(self, objects: Mapping[str, bytes]) -> None:
         """Puts objects under the raw root, whatever their names."""
         zone = self.zone
+        if isinstance(zone, S3RawZone):
+            client = zone._boto()
+            with ThreadPoolExecutor(4) as threads:
+                put = partial(client.put_object, Bucket=zone.bucket)
+                list(threads.map(lambda item: put(Key=f"{zone.prefix}/{item[0]}", Body=item[1]), objects.items()))
+            return
         for path, content in objects.items():
-            if isinstance(zone, S3RawZone):
-                zone._boto().put_object(Bucket=zone.bucket, Key=f"{zone.prefix}/{path}", Body=content)
-                continue
             target = local_path(self.settings.raw_root) / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)

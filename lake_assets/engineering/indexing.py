@@ -16,8 +16,8 @@ from lake_assets.text.documents import DocumentReader
 def indexing_documents(context: AssetExecutionContext, lake: LakeResource) -> Updates:
     """Turns records into documents: decoded, parsed, repaired, markup removed, keyed and hashed.
 
-    One row per document, partitioned by batch. A batch holds all documents of the objects it owns; in the same commit the
-    rows that older batches held of those objects go. Records that are no document go to the quarantine, one by one.
+    One row per document, partitioned by batch. A batch holds all documents of the objects it owns; in the same commit
+    the rows that older batches held of those objects go. Records that are no document go to the quarantine, one by one.
     """
     return Updates(lake.lake.table("indexing/documents"), (_documents(lake, batch) for batch in batches(context)))
 
@@ -32,7 +32,9 @@ def _documents(lake: LakeResource, batch: int):
     return compute
 
 
-def _rows(lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFrame, older: list[int]) -> Iterator[pl.DataFrame]:
+def _rows(
+    lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFrame, older: list[int]
+) -> Iterator[pl.DataFrame]:
     """Hands out the documents of the owned objects, then what older batches keep."""
     reader = DocumentReader(lake.sources)
     landed = owned.filter(pl.col("state") == "landed").select("path", "etag")

@@ -111,7 +111,9 @@ class _Delivery:
         kept = pl.concat([held.clear(), *present])
         failed = pl.concat([held.clear(), *(frame["id"] for frame in refused)])
         gone = held.filter(~held.is_in(kept.implode()) | held.is_in(failed.implode())).to_frame()
-        deletes = gone.select("id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation"))
+        deletes = gone.select(
+            "id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation")
+        )
         for answer in deliver(client, alias, [deletes] if deletes.height else []):
             self.sent["deleted"] += answer.filter(pl.col("result") == "deleted").height
 
@@ -148,7 +150,9 @@ class _Metrics:
         received = self.lake.lake.read("opensearch/documents").scan([self.batch, *earlier])
         # What the first delivery has sent since came without metrics: only a later second delivery counts.
         later = received.select("id", received="version").unique("id")
-        known = snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
+        known = (
+            snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
+        )
         self.known = known.drop("received").unique(["id", "whole_hash"]).collect()
         self.version = version_of(self.lake.lake, 0)
         return self.batches, self.rows()

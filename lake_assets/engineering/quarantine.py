@@ -63,12 +63,17 @@ def quarantine_records(context: AssetExecutionContext, lake: LakeResource):
     commit what they accepted; this asset counts. Its check warns where anything was refused.
     """
     found = lake.lake.read("quarantine/records").frame(batches(context), ["stage", "reason"])
-    counts = {f"{stage}: {reason}": count for stage, reason, count in found.group_by("stage", "reason").len().sort("stage", "reason").rows()}
+    counts = {
+        f"{stage}: {reason}": count
+        for stage, reason, count in found.group_by("stage", "reason").len().sort("stage", "reason").rows()
+    }
     yield dg.AssetCheckResult(
         passed=found.is_empty(),
         check_name="nothing_refused_check",
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{found.height} refused; see the table quarantine/records." if found.height else "Nothing was refused.",
+        description=f"{found.height} refused; see the table quarantine/records."
+        if found.height
+        else "Nothing was refused.",
     )
     yield dg.Output(
         Updates(lake.lake.table("quarantine/records"), [], lambda: {"refused": found.height, "by_reason": counts})

@@ -57,9 +57,9 @@ def _read(lake: LakeResource, batch: int, objects: pl.DataFrame) -> Iterator[pl.
         try:
             check_path(path)
             for piece in split(lake.zone.read(path, etag), path, lake.sources.of(path)):
-                yield piece.with_columns(
-                    batch=pl.lit(batch, pl.Int64), path=pl.lit(path), etag=pl.lit(etag)
-                ).select(list(RawRecords.columns()))
+                yield piece.with_columns(batch=pl.lit(batch, pl.Int64), path=pl.lit(path), etag=pl.lit(etag)).select(
+                    list(RawRecords.columns())
+                )
         except (ObjectRefused, ObjectGone) as error:
             reason = error.reason if isinstance(error, ObjectRefused) else "object_gone"
             refused.append(_row(path, etag, str(reason), str(error)))

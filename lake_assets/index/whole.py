@@ -16,7 +16,9 @@ INDEXED = [name for name, column in CleanDocuments.columns().items() if (column.
 def metric_fields(enrich: Snapshot) -> dict[str, dict[str, str]]:
     """Gives the index field of each metric column, as the table's own column metadata declares it."""
     fixed = EnrichDocuments.columns()
-    declared = {name: field.metadata.get("index", "null") for name, field in enrich.columns.items() if name not in fixed}
+    declared = {
+        name: field.metadata.get("index", "null") for name, field in enrich.columns.items() if name not in fixed
+    }
     return {name: json.loads(index) for name, index in declared.items() if index != "null"}
 
 

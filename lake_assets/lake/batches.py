@@ -121,10 +121,8 @@ def changes(ledger: Ledger, listing: Listing, sources: Sources) -> pl.DataFrame:
         within &= pl.col("path") <= listing.until
     absent = landed.filter(within).join(listing.objects, on="path", how="anti")
     counted = [sources.of(path).deletes for path in absent["path"]]
-    gone = absent.filter(pl.Series(counted, dtype=pl.Boolean)).select(
-        "path", "etag", "size_bytes", pl.lit(dt.datetime.now(dt.UTC)).cast(fresh.schema["last_modified"]).alias("last_modified"),
-        pl.lit("gone").alias("state"),
-    )  # fmt: skip
+    now = pl.lit(dt.datetime.now(dt.UTC)).cast(fresh.schema["last_modified"])
+    gone = absent.filter(pl.Series(counted, dtype=pl.Boolean)).with_columns(last_modified=now, state=pl.lit("gone"))
     return pl.concat([fresh, gone.select(fresh.columns)]).sort("path")
 
 

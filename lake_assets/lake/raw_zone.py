@@ -106,7 +106,7 @@ class LocalRawZone(RawZone):
     def _head(self, path: str) -> tuple[str, str, int, dt.datetime] | None:
         try:
             return _local_row(path, (self.root / path).stat())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, path: str, etag: str) -> Iterator[bytes]:
@@ -160,11 +160,17 @@ class S3RawZone(RawZone):
         last = after
         try:
             for page in obstore.list(self.store, offset=after or None, chunk_size=1000):
-                rows = [(m["path"], m["e_tag"] or "", m["size"], m["last_modified"]) for m in page]
+                rows = [
+                    (m["path"], m["e_tag"] or "", m["size"], m["last_modified"])
+                    for m in page
+                    if m["size"] or self._head(m["path"])  # `folder/`, which a console makes, is listed as `folder`
+                ]
                 if rows:
                     last = rows[-1][0]
                     yield rows
             return
+        except ValueError:  # `after` is a key that obstore cannot express
+            pass
         except BaseError as error:
             if "path" not in str(error).lower():
                 raise LakeError(
@@ -173,17 +179,18 @@ class S3RawZone(RawZone):
         # A key that obstore cannot express (`..`, an empty segment, a control character) ends its listing.
         yield from self._boto_pages(last)
 
-    def _boto_pages(self, after: str) -> Iterator[list[tuple[str, str, int, dt.datetime]]]:
+    def _boto_pages(self, after: str, path: str = "") -> Iterator[list[tuple[str, str, int, dt.datetime]]]:
         head = f"{self.prefix}/" if self.prefix else ""
         pages = (
             self._boto()
             .get_paginator("list_objects_v2")
-            .paginate(Bucket=self.bucket, Prefix=head, **({"StartAfter": head + after} if after else {}))
+            .paginate(Bucket=self.bucket, Prefix=head + path, **({"StartAfter": head + after} if after else {}))
         )
         for page in pages:
             yield [
                 (item["Key"][len(head) :], item["ETag"], item["Size"], item["LastModified"])
                 for item in page.get("Contents", [])
+                if item["Size"] or not item["Key"].endswith("/")
             ]
 
     def _boto(self) -> Any:
@@ -206,6 +213,9 @@ class S3RawZone(RawZone):
             meta = obstore.head(self.store, path)
         except FileNotFoundError:
             return None
+        except ValueError:  # a name that obstore cannot express
+            page = next(self._boto_pages("", path))
+            return next((row for row in page if row[0] == path), None)
         return path, meta["e_tag"] or "", meta["size"], meta["last_modified"]
 
     def read(self, path: str, etag: str) -> Iterator[bytes]:
@@ -227,12 +237,18 @@ class S3RawZone(RawZone):
             return False
         with open(source, "rb") as file:
             mine = iter(lambda: file.read(1 << 20), b"")
-            return _digest(mine) == _digest(self.read(path, found[1]))
+            try:
+                return _digest(mine) == _digest(self.read(path, found[1]))
+            except ValueError:  # a name that obstore cannot express
+                return False
 
     def put(self, path: str, source: Path) -> None:
         import obstore
 
-        obstore.put(self.store, path, source)
+        try:
+            obstore.put(self.store, path, source)
+        except ValueError:  # a name that obstore cannot express; the road refuses it, and says so
+            self._boto().upload_file(str(source), self.bucket, f"{self.prefix}/{path}".lstrip("/"))
 
 
 def raw_zone(settings: Settings) -> RawZone:
@@ -245,24 +261,35 @@ def raw_zone(settings: Settings) -> RawZone:
 
 
 def _walk(folder: Path, prefix: str, after: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Walks files in the order of their whole paths, from `after` on."""
+    """Walks files in the order of their whole paths, from `after` on.
+
+    A link to a file is a file; a link to a folder is nothing, as it may lead in a circle. Of a name that is not UTF-8,
+    the bytes are told in ASCII, which the road refuses.
+    """
     try:
         with os.scandir(folder) as scan:
             entries = [entry for entry in scan if not entry.name.startswith(".")]
     except FileNotFoundError:
         return
-    named = sorted((entry.name + ("/" if entry.is_dir() else ""), entry) for entry in entries)
-    for name, entry in named:
+    told = [(entry, entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")) for entry in entries]
+    named = [(name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry, name in told]
+    for name, entry in sorted(named, key=lambda item: item[0]):
         path = prefix + name
         if name.endswith("/"):
             if path + "\U0010ffff" > after:
                 yield from _walk(Path(entry.path), path, after)
-        elif path > after and entry.is_file():
+        elif path > after and _is_file(entry):
             yield path, entry
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
 def _local_row(path: str, stat: os.stat_result) -> tuple[str, str, int, dt.datetime]:
-    path = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return path, _etag(stat), stat.st_size, dt.datetime.fromtimestamp(stat.st_mtime, dt.UTC)
 
 

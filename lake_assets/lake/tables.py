@@ -127,7 +127,7 @@ class Snapshot:
             yield scan.filter(pl.col("path").is_in(paths)).collect().sort("path", "record")
 
     def others(self, batches: Sequence[int], paths: pl.Series) -> Iterator[pl.DataFrame]:
-        """Reads what some batches hold of other paths than these: what they keep when a newer batch takes these over."""
+        """Reads what some batches hold of other paths than these: what stays when a newer batch takes these over."""
         if len(batches):
             kept = self.scan(batches).filter(~pl.col("path").is_in(paths.implode()))
             yield from kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True)
@@ -290,8 +290,8 @@ class Lake:
 class _Stream:
     """Feeds frames to the writer, checks each, and keeps the error that a frame's making raised.
 
-    The frames are made in a thread of their own: so the next one is made while the last one is written, and their making
-    may use Delta tables itself, which the writer's own threads refuse.
+    The frames are made in a thread of their own: so the next one is made while the last one is written, and their
+    making may use Delta tables itself, which the writer's own threads refuse.
     """
 
     def __init__(self, table: Table, rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""`@metric`: one decorated function, its columns declared; table, contract, enrich column, index field and asset follow.
+"""`@metric`: one decorated function, its columns declared; table, enrich column, index field and asset follow.
 
 A metric lives in a file of its own in `metrics/`. What belongs here: declaring, finding and running metrics.
 """
@@ -107,7 +107,9 @@ def metric(version: str, **columns: Column) -> Callable[[Callable[[Texts], pl.Da
         name = getattr(function, "__name__", "")
         for column in columns:
             if not re.fullmatch(rf"{name}_[a-z0-9_]+", column) or column in CleanDocuments.columns():
-                raise ContractBroken(f"Column {column} of metric {name} must be named {name}_… and be no column of clean.")
+                raise ContractBroken(
+                    f"Column {column} of metric {name} must be named {name}_… and be no column of clean."
+                )
         return Metric(name, version, columns, function, function.__doc__ or "", function.__module__)
 
     return declare
@@ -182,7 +184,9 @@ def _measure(
     def unknown() -> Iterator[tuple[str, str, pl.DataFrame]]:
         for piece in clean.pieces(replaced, MEASURED):
             if known.height:
-                pending.append(piece.select("batch", "id", "text_hash").join(known.drop("batch"), on=["id", "text_hash"]))
+                pending.append(
+                    piece.select("batch", "id", "text_hash").join(known.drop("batch"), on=["id", "text_hash"])
+                )
                 piece = piece.join(known, on=["id", "text_hash"], how="anti")
             yield item.module, item.name, piece
 

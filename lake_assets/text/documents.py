@@ -162,7 +162,10 @@ def _content(reading: _Reading, raw: bytes, is_delicate: bool) -> Content:
         RecordRefused: it cannot become a document.
     """
     if reading.media_type == "application/json":
-        line = decode(raw, reading.encoding) if reading.encoding else raw
+        line: bytes | str = raw
+        if reading.encoding:
+            line = decode(raw, reading.encoding)
+            is_delicate = re.search(_LONG_NUMBER, line) is not None
         content = reading.fields.read(parse_object(line, is_delicate))
     elif reading.media_type == "text/csv":
         content = reading.fields.read(_row(reading, decode(raw, reading.encoding)))

@@ -34,7 +34,8 @@ def cleaned(text: str) -> str:
     "text",
     ["I <3 you", "a < b and c > d", "List<String> x", "<ann@example.org> wrote", "AT&T", "R&D; more", "<http://a.b/c>",
      "“curly” ‘quotes’", "ﬁne ligature", "ＷＩＤＥ", "x <- y", "if (a<b && b>c)", "نص عربي\u200f", "می\u200cخواهم",
-     "👩\u200d🔬", "two  spaces", "a\n\n  indented", "naïve café", "¿qué?", "x<y>z", "text <!-- that goes on", "&nothing;"],
+     "👩\u200d🔬", "two  spaces", "a\n\n  indented", "naïve café", "¿qué?", "x<y>z",
+     "text <!-- that goes on", "&nothing;"],
 )  # fmt: skip
 def test_what_only_looks_like_markup_or_damage_survives(text: str) -> None:
     assert cleaned(text) == text
@@ -102,7 +103,21 @@ def test_words_without_markup_are_never_lost(text: str) -> None:
 def test_the_test_for_damage_is_that_of_ftfy() -> None:
     from ftfy.badness import is_bad
 
-    texts = ["Ã©", "plain", "schön", "â€œ", "vis Ã  vis", "Â ", "日本語", "œuf", "\x80", "Ð¿Ñ€Ð¸Ð²", "été ° C", "a Â b", "Ñ"]
+    texts = [
+        "Ã©",
+        "plain",
+        "schön",
+        "â€œ",
+        "vis Ã  vis",
+        "Â ",
+        "日本語",
+        "œuf",
+        "\x80",
+        "Ð¿Ñ€Ð¸Ð²",
+        "été ° C",
+        "a Â b",
+        "Ñ",
+    ]
     found = pl.Series(texts).str.contains(clean._mojibake()).to_list()
     assert found == [is_bad(text) for text in texts]
     assert True in found

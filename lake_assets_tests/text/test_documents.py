@@ -123,7 +123,7 @@ def test_a_whole_object_keeps_its_key_when_it_changes() -> None:
 
 
 def test_csv_rows_are_documents_by_their_header() -> None:
-    data = b'id,text,date,n,n\r\n1,"a, ""b""\r\nc",2024-01-01,x,y\r\n2,short\r\n3,too,1,2,3,4\r\n4,"broken\r\n5,fine,,,\r\n'
+    data = b'id,text,date,n,n\r\n1,"a, ""b""\r\nc",2024-01-01,x,y\r\n2,short\r\n3,too,1,2,3,4\r\n4,"br\r\n5,fine,,,\r\n'
     documents, refused = read({"a.csv": data})
     assert documents["key"].to_list() == ["1", "2", "5"]
     assert documents["text"].to_list() == ['a, "b"\nc', "short", "fine"]
@@ -141,6 +141,13 @@ def test_a_byte_order_mark_tells_the_encoding(path: str, text: str, encoding: st
     declared = Sources((Source(name="s", prefix="a", encoding="cp1252"),))
     assert read({path: text.encode(encoding)}, declared)[0]["text"].to_list() == ["grüße"]
     assert read({path: text.encode("cp1252")}, declared)[0]["text"].to_list() == ["grüße"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_long_number_keeps_its_digits_beside_a_line_that_is_no_text(encoding: str) -> None:
+    lines = '{"text":"x","n":123456789012345678901234567890}\n'.encode(encoding)
+    documents, _ = read({"a.jsonl": lines + (b"\xff\n" if encoding == "utf-8" else b"\x00\xd8")})
+    assert documents["attributes"].to_list() == ['{"n":123456789012345678901234567890}']
 
 
 def test_a_page_may_declare_its_charset_and_other_text_may_not() -> None:
@@ -233,7 +240,8 @@ def test_hashes_are_the_published_function_and_stay_what_they_are() -> None:
 
 AWKWARD = [
     b"", b"\x00", b"\xff\xfe", b"\xfe\xff\x00", b"\xef\xbb\xbf{", b"{", b"}", b"[" * 3000, b'"\\',
-    b'{"text":"\\ud800"}', b'{"text":1e999}', b'{"text":"<script>"}', b'{"":""}', b'{"text":"\\u0000"}', b"\x1f\x8b", b"\x28\xb5\x2f\xfd\x00",
+    b'{"text":"\\ud800"}', b'{"text":1e999}', b'{"text":"<script>"}', b'{"":""}', b'{"text":"\\u0000"}', b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd\x00",
     b'a,b\n"', b'"\n"\n"', b",,,\n,,,,", b"<html", b"<title></title>", "\U0010ffff".encode(), b"\xed\xa0\x80",
 ]  # fmt: skip
 
@@ -249,7 +257,17 @@ def test_hostile_files_are_read_or_refused(pytestconfig: pytest.Config) -> None:
 
 
 def test_naughty_strings_come_through_as_texts() -> None:
-    strings = ["Ω≈ç√∫˜µ≤≥÷", "ÅÍÎÏ˝ÓÔÒÚÆ☃", "田中さんにあげて下さい", "(╯°□°）╯︵ ┻━┻)", "ثم نفس", "１２３", "𝐓𝐡𝐞", "1/0", "NULL"]
+    strings = [
+        "Ω≈ç√∫˜µ≤≥÷",
+        "ÅÍÎÏ˝ÓÔÒÚÆ☃",
+        "田中さんにあげて下さい",
+        "(╯°□°）╯︵ ┻━┻)",
+        "ثم نفس",
+        "１２３",
+        "𝐓𝐡𝐞",
+        "1/0",
+        "NULL",
+    ]
     documents, refused = read({"a.jsonl": jsonl(*[{"id": n, "text": text} for n, text in enumerate(strings)])})
     assert refused.is_empty()
     assert documents["text"].to_list() == strings

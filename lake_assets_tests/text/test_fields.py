@@ -139,13 +139,16 @@ def test_times_are_read_in_utc(value: object, moment: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [None, True, "", "soon", "2024", 2024, 0, -5, 1e30, float("nan"), float("inf"), "0001-01-01T00:00:00+14:00", [], {},
-     "9999-12-31T23:59:59-10:00", "2024-02-30", "9" * 30, "1" * 100, "12:30", "²⁰²⁴", 99_991_399, "Mon, 99 Foo 2024 25:61"],
+     "9999-12-31T23:59:59-10:00", "2024-02-30", "9" * 30, "1" * 100, "12:30", "²⁰²⁴", 99_991_399,
+     "Mon, 99 Foo 2024 25:61"],
 )  # fmt: skip
 def test_what_is_no_time_is_none(value: object) -> None:
     assert parse_time(value) is None
 
 
-@given(st.one_of(st.text(max_size=40), st.floats(), st.integers(), st.datetimes().map(str), st.from_regex(r"[0-9.:T+-]+")))
+@given(
+    st.one_of(st.text(max_size=40), st.floats(), st.integers(), st.datetimes().map(str), st.from_regex(r"[0-9.:T+-]+"))
+)
 def test_any_value_is_a_time_of_the_years_1_to_9999_or_none(value: object) -> None:
     microseconds = parse_time(value)
     if microseconds is not None:

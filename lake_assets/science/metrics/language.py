@@ -6,6 +6,8 @@ import polars as pl
 
 from lake_assets.science.metric import Column, metric
 
+COLUMNS = {"language_code": pl.String, "language_ratio": pl.Float64, "language_is_reliable": pl.Boolean}
+
 
 @metric(
     version="1",
@@ -20,15 +22,11 @@ def language(texts: pl.Series) -> pl.DataFrame:
     """
     import pycld2
 
-    codes: list[str | None] = []
-    ratios: list[float | None] = []
-    reliable: list[bool | None] = []
-    for text in texts:
+    def detect(text: str) -> tuple[str | None, float | None, bool | None]:
         try:
             vouched, _, found = pycld2.detect(text)
-        except pycld2.error:  # bytes that CLD2 takes for no text
-            codes.append(None), ratios.append(None), reliable.append(None)
-            continue
-        codes.append(found[0][1]), ratios.append(found[0][2] / 100), reliable.append(vouched)
-    return pl.DataFrame({"language_code": codes, "language_ratio": ratios, "language_is_reliable": reliable},
-                        schema={"language_code": pl.String, "language_ratio": pl.Float64, "language_is_reliable": pl.Boolean})  # fmt: skip
+        except pycld2.error:  # characters that CLD2 takes for no text
+            return None, None, None
+        return found[0][1], found[0][2] / 100, vouched
+
+    return pl.DataFrame(map(detect, texts), schema=COLUMNS, orient="row")

@@ -24,7 +24,8 @@ def sentiment(texts: pl.Series) -> pl.DataFrame:
     """Scores how positive each text is, with the VADER lexicon.
 
     One row per document; texts over 2,000 characters get the mean of their sentences. Thresholds of the label and the
-    score's definition: Hutto and Gilbert, VADER, ICWSM 2014. The lexicon is English: elsewhere it sees emoji and emoticons.
+    score's definition: Hutto and Gilbert, VADER, ICWSM 2014. The lexicon is English: in other languages only emoji and
+    emoticons count for something, and words that look English mislead it.
     """
     analyzer = _analyzer()
     scores = [_score(analyzer, text) for text in texts]
@@ -37,7 +38,11 @@ def sentiment(texts: pl.Series) -> pl.DataFrame:
 def _score(analyzer: Any, text: str) -> float:
     if len(text) <= LONG_CHARS:
         return analyzer.polarity_scores(text)["compound"]
-    parts = [part[at : at + SENTENCE_CHARS] for part in SENTENCE_END.split(text) for at in range(0, len(part), SENTENCE_CHARS)]
+    parts = [
+        part[at : at + SENTENCE_CHARS]
+        for part in SENTENCE_END.split(text)
+        for at in range(0, len(part), SENTENCE_CHARS)
+    ]
     scores = [analyzer.polarity_scores(part)["compound"] for part in parts]
     return sum(scores) / max(1, len(scores))
 

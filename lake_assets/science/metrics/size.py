@@ -10,7 +10,9 @@ from lake_assets.science.metric import Column, metric
 @metric(
     version="1",
     size_chars=Column("integer", "Characters (Unicode code points).", "count"),
-    size_words=Column("integer", "Runs of letters, digits and apostrophes; without spaces between words, a run is one.", "count"),
+    size_words=Column(
+        "integer", "Runs of letters, digits and apostrophes; without spaces between words, a run is one.", "count"
+    ),
     size_sentences=Column("integer", "Runs that end in . ! ? or their CJK forms, or at the text's end.", "count"),
 )
 def size(texts: pl.Series) -> pl.DataFrame:
