@@ -271,7 +271,9 @@ def _walk(folder: Path, prefix: str, after: str) -> Iterator[tuple[str, os.DirEn
             entries = [entry for entry in scan if not entry.name.startswith(".")]
     except FileNotFoundError:
         return
-    told = [(entry, entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")) for entry in entries]
+    told = [
+        (entry, entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")) for entry in entries
+    ]
     named = [(name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry, name in told]
     for name, entry in sorted(named, key=lambda item: item[0]):
         path = prefix + name

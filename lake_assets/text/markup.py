@@ -54,7 +54,11 @@ _HIDDEN_CLOSING = {name: re.compile(rf"</{name}(?=[\s/>])[^<>]*+>", re.IGNORECAS
 
 
 def strip_markup(text: str) -> str:
-    """Gives a fragment without tags, comments, scripts and styles, its entities decoded; other text stays as it is."""
+    """Gives a fragment without tags, comments, scripts and styles, its entities decoded; other text stays as it is.
+
+    Tags that HTML does not know stay where nothing else would: `<Pros></Pros>` is all that its writer said.
+    """
+    raw = text
     if "<" in text:
         text = _without_hidden(_without_comments(_DECLARATION.sub("", text)))
         paired = _paired_names(text)
@@ -63,6 +67,8 @@ def strip_markup(text: str) -> str:
             text = _parsed(text, paired)
         elif not names.isdisjoint(_BLOCKS | _INLINE | paired):
             text = _dropped(text, paired)
+        if not text.strip() and not paired <= _BLOCKS | _INLINE:
+            return raw
     if "&" in text:
         text = _ENTITY.sub(_decoded, _ESCAPED_ESCAPES.sub("&amp;", text))
     return text

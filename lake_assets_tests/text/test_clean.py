@@ -46,6 +46,7 @@ def test_what_only_looks_like_markup_or_damage_survives(text: str) -> None:
     [
         ("<b>bold</b>er", "bolder"),
         ("<Pros>small, light</Pros>", "small, light"),
+        ("<Cons> </Cons>", "<Cons> </Cons>"),
         ("<q>one</q><Cons>two</Cons><x:y>three</x:y>", "one two three"),
         ("<p>a</p><p>b</p>", "a\n\nb"),
         ("one<br>two<br />three", "one\ntwo\nthree"),
