@@ -1,6 +1,6 @@
 """`lake`: thin over the same functions that the assets and the page use.
 
-Tables where people look, `--json` where programs do, exit codes that tell the truth: 0 done, 1 failed, 2 wrongly called.
+Tables where people look, `--json` where programs do; exit codes tell the truth: 0 done, 1 failed, 2 wrongly called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from lake_assets.errors import LakeError
 from lake_assets.settings import Settings
@@ -28,7 +28,7 @@ app.add_typer(node, name="opensearch")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-DEMO_SEARCH = ("coffee", ["sentiment_score > 0.5"])
+DEMO_SEARCH = ("bike | helmet | light", ["sentiment_score > 0.5"])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -222,17 +222,17 @@ def _print_status(state: Mapping[str, Any]) -> None:
 
 
 def _print_hits(found: Mapping[str, Any]) -> None:
-    table = Table("score", "title or text", "language", "sentiment", "from", show_lines=False)
+    table = Table("score", Column("title or text", no_wrap=True, ratio=1), "language", "sentiment", "from", expand=True)
     for hit in found["hits"]:
         source = hit["source"]
-        shown = " ".join((source.get("title") or source.get("text") or "").split())
+        shown = " ".join(f"{source.get('title') or ''} {source.get('text') or ''}".split())
         sentiment = source.get("sentiment_score")
         table.add_row(
-            f"{hit['score'] or 0:.1f}", escape(shown[:60]), source.get("language_code") or "–",
+            f"{hit['score'] or 0:.1f}", escape(shown[:200]), source.get("language_code") or "–",
             "–" if sentiment is None else f"{sentiment:+.2f}", escape(source.get("path") or ""),
         )  # fmt: skip
     out.print(table)
-    out.print(f"{found['total']:,} hits in {found['took_ms']} ms")
+    out.print(f"{found['total']:,} found in {found['took_ms']} ms")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from lake_assets.index.client import connect
+from lake_assets.index.mapping import ensure_index
 from lake_assets_tests.road import KINDS, Road, State, assert_index_is_clean, environment, fresh_settings, metadata
 
 SECRET = "Kennwort"
@@ -146,6 +148,33 @@ def test_a_batch_without_refusals_has_a_green_check(request: pytest.FixtureReque
         road.claim()
         [check] = road.run(1).get_asset_check_evaluations()
         assert (check.passed, check.description) == (True, "Nothing was refused.")
+
+
+def test_a_document_that_the_index_refuses_goes_to_the_quarantine_and_its_older_version_goes_too(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    def records(*authors: str) -> bytes:
+        return b"".join(b'{"id": %d, "text": "good one", "author": "%s"}\n' % (n, a.encode()) for n, a in enumerate(authors))
+
+    with fresh_settings(request, "file", tmp_path) as settings:
+        client = connect(settings, settings.opensearch_url)
+        ensure_index(client, settings.opensearch_alias, {"author": {"type": "integer"}}, replicas="false")
+        road = Road(settings)
+        assert road.take({"a.jsonl": records("5", SECRET, "6")}) == [1]
+        state = road.state()
+        refused = state["quarantine/records"].select("stage", "path", "record", "reason").rows()
+        assert refused == [("opensearch/documents", "a.jsonl", 1, "mapping_refused")]
+        assert SECRET not in state["quarantine/records"]["detail"][0]
+        assert {hit["_source"]["author"] for hit in state.index.values()} == {"5", "6"}
+        assert state["clean/documents"]["author"].sort().to_list() == ["5", "6"]
+        assert road.take({"a.jsonl": records("5", "7", SECRET)}) == [2]
+        state = road.state()
+        assert {hit["_source"]["author"] for hit in state.index.values()} == {"5", "7"}
+        assert state["clean/documents"]["author"].sort().to_list() == ["5", "7"]
+        assert state["quarantine/records"].select("batch", "record").rows() == [(2, 2)]
+        for batch in (1, 2):
+            assert road.run(batch).success
+            assert road.state().index == state.index
 
 
 def test_a_line_of_200_megabytes_is_refused_alone_and_never_held_in_memory(

@@ -1,4 +1,4 @@
-"""What the index holds of some objects, whatever the receipts say: a run may have died between sending and noting it."""
+"""What the index holds of some objects, whatever the receipts say: a run may die between sending and noting it."""
 
 from __future__ import annotations
 
