@@ -17,6 +17,7 @@ from lake_assets.settings import Settings
 from lake_assets.text.sources import Sources
 
 CLAIMS = "lake_assets/claims"  # every claim carries it, so that of two that race one must look again
+LONGEST_WAITS = 10  # times LAKE_BATCH_WAIT_SECONDS
 LEDGER = ["batch", "path", "etag", "size_bytes", "state", "claimed_at"]
 
 
@@ -127,7 +128,10 @@ def changes(ledger: Ledger, listing: Listing, sources: Sources) -> pl.DataFrame:
 
 
 def _cut(fresh: pl.DataFrame, last: int, settings: Settings, rest: bool) -> tuple[pl.DataFrame, int]:
-    """Cuts objects into batches by count and bytes; the last one, not full, waits until all of it has rested."""
+    """Cuts objects into batches by count and bytes; the last one, not full, waits until all of it has rested.
+
+    In a trickle that never rests, what has rested is taken as soon as something has waited LONGEST_WAITS times as long.
+    """
     now = dt.datetime.now(dt.UTC)
     before = (pl.col("size_bytes").cum_sum() - pl.col("size_bytes")) // settings.lake_batch_bytes
     fresh = fresh.with_columns(part=before).with_columns(
@@ -136,10 +140,13 @@ def _cut(fresh: pl.DataFrame, last: int, settings: Settings, rest: bool) -> tupl
     if rest and fresh.height:
         newest = fresh.filter(pl.col("part") == pl.col("part").max())
         full = newest.height >= settings.lake_batch_objects or newest["size_bytes"].sum() >= settings.lake_batch_bytes
-        age = (now - newest["last_modified"].max()).total_seconds()  # ty: ignore
-        if not full and 0 <= age < settings.lake_batch_wait_seconds:
-            fresh = fresh.filter(pl.col("part") < newest["part"][0])
-            return _numbered(fresh, last, now), newest.height
+        wait = dt.timedelta(seconds=settings.lake_batch_wait_seconds)
+        age = pl.lit(now) - pl.col("last_modified")
+        resting = newest.filter((age >= dt.timedelta(0)) & (age < wait))
+        if not full and resting.height:
+            is_long = newest.select((age >= LONGEST_WAITS * wait).any()).item()
+            left = resting if is_long and resting.height < newest.height else newest
+            return _numbered(fresh.join(left, on="path", how="anti", maintain_order="left"), last, now), left.height
     return _numbered(fresh, last, now), 0
 
 

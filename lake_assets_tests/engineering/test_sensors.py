@@ -151,12 +151,20 @@ def test_a_trickle_that_never_rests_is_claimed_all_the_same(request: pytest.Fixt
     with fresh_settings(request, "file", tmp_path, lake_batch_wait_seconds=60) as settings:
         sensor, road = Sensor(settings), Road(settings)
         folder = tmp_path / ".lake" / "lake" / "landing"
-        road.land({f"{number:02}.txt": b"x" for number in range(30)})
-        for number in range(30):  # one has landed every 30 seconds, the last one just now
-            before = (folder / "00.txt").stat().st_mtime if number == 29 else None
-            moment = before or (folder / f"{number:02}.txt").stat().st_mtime - 30 * (29 - number)
-            os.utime(folder / f"{number:02}.txt", (moment, moment))
+
+        def land(count: int) -> None:
+            """Lands an object each 25 seconds, the last one just now."""
+            names = [f"{number:02}.txt" for number in range(count)]
+            road.land(dict.fromkeys(names, b"x"))
+            now = (folder / names[-1]).stat().st_mtime
+            for number, name in enumerate(names):
+                os.utime(folder / name, (now - 25 * (count - 1 - number),) * 2)
+
+        land(20)
+        assert sensor.tick() == []
+        land(30)
         assert sensor.tick() == ["1"]
+        assert [path for _, path in sensor.claimed()] == [f"{number:02}.txt" for number in range(27)]
 
 
 def test_in_a_zone_listed_in_slices_what_lies_before_the_cursor_is_found_within_one_sweep(
@@ -165,14 +173,14 @@ def test_in_a_zone_listed_in_slices_what_lies_before_the_cursor_is_found_within_
     monkeypatch.setattr(sensors, "LISTING_SECONDS", 0.0)
     sensor = Sensor(road.settings)
     road.land(numbered(2100))
-    batches = [batch for _ in range(3) for batch in sensor.tick()]
+    sweep = 4  # three slices, and a look behind the last one
+    sensor.finish([batch for _ in range(sweep) for batch in sensor.tick()])
     assert sorted(path for _, path in sensor.claimed()) == sorted(numbered(2100))
-    sensor.finish(batches)
     assert sensor.tick() == []
     assert sensor.cursor == "n/00999.txt"
     road.land({"a.txt": b"before the cursor", "n/00000.txt": b"overwritten", "n/02050.txt": b"overwritten"})
     found = []
-    for _ in range(3):
+    for _ in range(sweep):
         batches = sensor.tick()
         sensor.finish(batches)
         found += batches
