@@ -175,15 +175,17 @@ def _opensearch(settings: Settings) -> Iterator[None]:
 def _progress() -> Iterator[Any]:
     """Shows what is being done, where people look; elsewhere nothing."""
     if not err.is_terminal:
-        yield lambda _: None
+        yield lambda *_: None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True
+        BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True
     ) as bar:
-        task = bar.add_task("")
-        yield lambda text: bar.update(task, description=escape(text))
+        task = bar.add_task("", total=None)
+        yield lambda text, share=None: bar.update(
+            task, description=escape(text), completed=share or 0, total=None if share is None else 1
+        )
 
 
 def _search(settings: Settings, query: str, where: Sequence[str], size: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 REST = "group:enrich or key:opensearch/metrics or group:quarantine or key:opensearch/index"
-Progress = Callable[[str], None]
+Progress = Callable[..., None]  # a sentence, and how far it is, 0..1
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Ingested:
     failures: list[str] = field(default_factory=list)
 
 
-def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambda _: None) -> Ingested:
+def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambda *_: None) -> Ingested:
     """Takes files and folders into the lake, and finishes every batch that is not finished.
 
     Args:
         settings: OpenSearch must answer at its URL, or the local node must run.
         paths: files, and folders with all below them.
-        progress: told what is being done.
+        progress: told what is being done, and how much of it is done, 0..1.
 
     Raises:
         LakeError: a path is not there.
@@ -139,6 +139,8 @@ def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ing
     import dagster as dg
 
     from lake_assets.definitions import defs
+    from lake_assets.engineering.sensors import process_tag
+    from lake_assets.io_manager import listening
 
     definitions = defs()
     job = definitions.resolve_implicit_global_asset_job_def()
@@ -151,14 +153,23 @@ def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ing
             partition_key=str(batch),
             asset_selection=keys,
             raise_on_error=False,
+            tags=process_tag(),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
         done.failures += [f"Batch {batch}, {name}: {sentence}" for name, sentence in _failures(result)]
         return result
 
+    assets = len(definitions.resolve_asset_graph().get_all_asset_keys())
     for number, batch in enumerate(batches, 1):
-        progress(f"Batch {batch} ({number} of {len(batches)})")
-        result = run(batch, None)
+        keys: list[str] = []
+
+        def show(key: str, rows: int, batch: int = batch, keys: list[str] = keys) -> None:
+            if key not in keys:
+                keys.append(key)
+            progress(f"Batch {batch}, {key}: {rows:,} rows", (number - 1 + len(keys) / assets) / len(batches))
+
+        with listening(show):
+            result = run(batch, None)
         failed = [event.step_key or "" for event in result.filter_events(lambda event: event.is_step_failure)]
         if failed and all(key.startswith("metrics__") for key in failed):
             run(batch, sorted(rest))

@@ -6,7 +6,8 @@ and the IO manager that commits what such an asset returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -80,20 +81,39 @@ class Updates:
     metadata: Callable[[], Mapping[str, Any]] = dict
 
 
+_listeners: list[Callable[[str, int], None]] = []
+
+
+@contextmanager
+def listening(listener: Callable[[str, int], None]) -> Iterator[None]:
+    """Tells a listener, inside the block, each table and how many of its rows are ready to be written."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 class LakeIOManager(dg.ConfigurableIOManager):
     """Commits each batch, then tells the catalogue what is there."""
 
     def handle_output(self, context: OutputContext, obj: Updates) -> None:
         """Runs the computations in order; a failed one leaves the batches after it untouched."""
         written = 0
+        key = context.asset_key.to_user_string()
+
+        def tell(rows: int) -> None:
+            for listener in _listeners:
+                listener(key, rows)
+
+        tell(0)
         for compute in obj.computes:
-            replaced = obj.table.replace(compute, info={"run": context.run_id})
+            replaced = obj.table.replace(compute, info={"run": context.run_id}, on_rows=tell)
             written += replaced.rows if replaced else 0
         batches = [int(key) for key in context.asset_partition_keys]
         snapshot = obj.table.snapshot()
         files = snapshot.delta.get_add_actions(flatten=True) if snapshot.delta else None
         size = sum(files["size_bytes"].to_pylist()) if files is not None else 0
-        key = context.asset_key.to_user_string()
         context.add_output_metadata(
             {
                 "dagster/row_count": snapshot.count(batches),

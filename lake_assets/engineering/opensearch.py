@@ -18,6 +18,12 @@ from lake_assets.index.whole import document_columns, metric_fields, version_of,
 from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
 from lake_assets.lake.tables import Rows, Snapshot, bucketed
 
+# What failed, because OpenSearch was down say, is tried again every five minutes.
+RETRY = (
+    dg.AutomationCondition.execution_failed()
+    & dg.AutomationCondition.cron_tick_passed("*/5 * * * *")
+    & ~dg.AutomationCondition.in_progress()
+)
 RECEIPT = list(OpenSearchDocuments.columns())
 
 
@@ -120,8 +126,7 @@ class _Delivery:
 
 @table_asset("opensearch/metrics", "engineering", ["enrich/documents", "clean/documents"], OpenSearchMetrics,
              kinds=("opensearch", "deltalake"), pool="opensearch",
-             automation_condition=dg.AutomationCondition.eager().without(
-                 dg.AutomationCondition.in_latest_time_window()))  # fmt: skip
+             automation_condition=dg.AutomationCondition.eager() | RETRY)  # fmt: skip
 def opensearch_metrics(context: AssetExecutionContext, lake: LakeResource) -> Updates:
     """Delivers documents again, whole, with their metrics as fields; the mapping is extended by what enrich declares.
 

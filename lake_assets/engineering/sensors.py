@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import platform
 
 import dagster as dg
+import psutil
 
 from lake_assets.engineering.clean import clean_documents
 from lake_assets.engineering.indexing import indexing_documents
@@ -18,6 +20,7 @@ LISTING_SECONDS = 1.0  # of one tick; a zone that takes longer is listed in slic
 RUNS_A_TICK = 20
 RETRY_SECONDS = (0, 30, 120, 600, 3600)  # waits before a batch whose runs failed is tried again
 CLAIM_GRACE_SECONDS = 30  # a claim without a run may be that of `lake ingest`, which is about to start one
+PROCESS_TAG = "lake_assets/process"
 
 ingest_job = dg.define_asset_job(
     "ingest_job",
@@ -68,7 +71,7 @@ def unfinished(instance: dg.DagsterInstance, ledger: Ledger, fresh: set[int]) ->
     for batch in sorted(set(ledger.rows["batch"].unique()) - {int(key) for key in finished}):
         runs = instance.get_run_records(dg.RunsFilter(tags={"dagster/partition": str(batch)}), limit=20)
         mine = [record for record in runs if "clean/documents" in _selected(record.dagster_run)]
-        if any(not record.dagster_run.is_finished for record in mine):
+        if any(not record.dagster_run.is_finished and not has_died(instance, record.dagster_run) for record in mine):
             continue
         ended = max((record.end_time or now for record in mine), default=None)
         if ended is not None:
@@ -78,6 +81,26 @@ def unfinished(instance: dg.DagsterInstance, ledger: Ledger, fresh: set[int]) ->
         if ready:
             wanted.append((batch, len(mine)))
     return wanted
+
+
+def process_tag() -> dict[str, str]:
+    """Makes the tag that tells which process a run lives in, where it is not one that Dagster launched and watches."""
+    me = psutil.Process()
+    return {PROCESS_TAG: f"{platform.node()}/{me.pid}/{me.create_time()}"}
+
+
+def has_died(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Tells whether a run's process on this machine is gone, and if so, reports the run as failed."""
+    host, pid, created = (run.tags.get(PROCESS_TAG) or "//").split("/")
+    if host != platform.node():
+        return False
+    try:
+        died = str(psutil.Process(int(pid)).create_time()) != created
+    except psutil.NoSuchProcess:
+        died = True
+    if died:
+        instance.report_run_failed(run, "The process of this run has ended; the batch is run again.")
+    return died
 
 
 def _selected(run: dg.DagsterRun) -> set[str]:

@@ -87,6 +87,10 @@ class Snapshot:
         if self.delta is None or (batches is not None and not len(batches)):
             return empty
         frame = pl.scan_delta(self.delta)
+        columns = self.columns
+        lacking = {name: dtype for name, dtype in empty.collect_schema().items() if name not in columns}
+        if lacking:  # the contract has gained them, and nothing has been written since
+            frame = frame.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items())
         return frame if batches is None else frame.filter(pl.col("batch").is_in(sorted(set(batches))))
 
     def frame(self, batches: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -209,6 +213,7 @@ class Table:
         compute: Callable[[Snapshot], tuple[Sequence[int], Rows] | None],
         info: Mapping[str, Any] | None = None,
         transaction: Transaction | None = None,
+        on_rows: Callable[[int], None] = lambda _: None,
     ) -> Replaced | None:
         """Replaces whole batches in one commit, computed from the very version that the commit follows.
 
@@ -217,6 +222,7 @@ class Table:
                 nothing is to be changed. Called again when another writer's commit came between.
             info: kept with the commit, for instance the Dagster run.
             transaction: makes the commit conflict with every other that carries the same application id.
+            on_rows: told how many rows are ready, in the thread that makes them.
 
         Raises:
             ContractBroken: a piece lacks a column, has one too many or one of another type.
@@ -229,7 +235,7 @@ class Table:
             if computed is None or snapshot.delta is None:
                 return None
             batches = tuple(sorted(set(computed[0])))
-            stream = _Stream(self, computed[1])
+            stream = _Stream(self, computed[1], snapshot)
             try:
                 write_deltalake(
                     snapshot.delta,
@@ -294,11 +300,15 @@ class _Stream:
     making may use Delta tables itself, which the writer's own threads refuse.
     """
 
-    def __init__(self, table: Table, rows: Rows) -> None:
+    def __init__(self, table: Table, rows: Rows, snapshot: Snapshot) -> None:
         self.table = table
         self.rows = 0
         self.error: BaseException | None = None
-        self.schema = table.contract.create_empty().to_arrow().schema
+        self.declared = table.contract.create_empty().to_arrow().schema
+        # A column of a metric that is no longer there stays in the table, and is null in new rows.
+        present = pa.schema(snapshot.delta.schema().to_arrow()) if snapshot.delta else pa.schema([])
+        self.former = [field for field in present if field.name not in self.declared.names]
+        self.schema = pa.schema([*self.declared, *self.former])
         self._made: queue.Queue[pl.DataFrame | None] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._make, args=(rows,), daemon=True)
@@ -320,6 +330,7 @@ class _Stream:
             for frame in source:
                 checked = conform(frame, self.table.contract, self.table.key)
                 self.rows += checked.height
+                self.on_rows(self.rows)
                 if not self._put(checked):
                     break
         except BaseException as error:
@@ -339,7 +350,10 @@ class _Stream:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         while (frame := self._made.get()) is not None:
-            yield from frame.to_arrow().cast(self.schema).to_batches()
+            rows = frame.to_arrow().cast(self.declared)
+            for field in self.former:
+                rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+            yield from rows.to_batches()
         if self.error is not None:
             raise OSError("The frames ended early.")  # the writer gives up; the error itself is raised by who called it
 
