@@ -161,19 +161,27 @@ def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ing
 
     assets = len(definitions.resolve_asset_graph().get_all_asset_keys())
     for number, batch in enumerate(batches, 1):
-        keys: list[str] = []
-
-        def show(key: str, rows: int, batch: int = batch, keys: list[str] = keys) -> None:
-            if key not in keys:
-                keys.append(key)
-            progress(f"Batch {batch}, {key}: {rows:,} rows", (number - 1 + len(keys) / assets) / len(batches))
-
-        with listening(show):
+        with listening(_Meter(batch, (number - 1) / len(batches), 1 / len(batches) / assets, progress).show):
             result = run(batch, None)
         failed = [event.step_key or "" for event in result.filter_events(lambda event: event.is_step_failure)]
         if failed and all(key.startswith("metrics__") for key in failed):
             run(batch, sorted(rest))
         done.batches.append(batch)
+
+
+@dataclass
+class _Meter:
+    """Says how far a batch is: by the tables that were begun."""
+
+    batch: int
+    begun: float
+    share: float
+    progress: Progress
+    keys: set[str] = field(default_factory=set)
+
+    def show(self, key: str, rows: int) -> None:
+        self.keys.add(key)
+        self.progress(f"Batch {self.batch}, {key}: {rows:,} rows", self.begun + self.share * len(self.keys))
 
 
 def _failures(result: dg.ExecuteInProcessResult) -> Iterator[tuple[str, str]]:

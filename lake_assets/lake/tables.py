@@ -235,7 +235,7 @@ class Table:
             if computed is None or snapshot.delta is None:
                 return None
             batches = tuple(sorted(set(computed[0])))
-            stream = _Stream(self, computed[1], snapshot)
+            stream = _Stream(self, computed[1], snapshot, on_rows)
             try:
                 write_deltalake(
                     snapshot.delta,
@@ -300,8 +300,9 @@ class _Stream:
     making may use Delta tables itself, which the writer's own threads refuse.
     """
 
-    def __init__(self, table: Table, rows: Rows, snapshot: Snapshot) -> None:
+    def __init__(self, table: Table, rows: Rows, snapshot: Snapshot, on_rows: Callable[[int], None]) -> None:
         self.table = table
+        self.on_rows = on_rows
         self.rows = 0
         self.error: BaseException | None = None
         self.declared = table.contract.create_empty().to_arrow().schema
