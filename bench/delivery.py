@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 from opensearchpy import OpenSearch, helpers
 
-from bench.nodes import OUT, Cost, Stopwatch, bench_node, comments, compare, workspace
+from bench.nodes import OUT, Cost, Stopwatch, bench_node, comments, compare, show, workspace
 from lake_assets.contracts import UTC_TIMESTAMP
 from lake_assets.index.client import connect
 from lake_assets.index.delivery import deliver
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> bool:
 
 def documents() -> list[pl.DataFrame]:
     """Makes the comments' frames as the asset opensearch/documents sends them."""
-    path, sources = comments(), Sources([])
+    path, sources = comments(), Sources(())
     reader = DocumentReader(sources)
     frames = []
     with path.open("rb") as file:
@@ -75,9 +75,7 @@ def documents() -> list[pl.DataFrame]:
         for piece in split(chunks, path.name, sources.of(path.name)):
             found, _ = reader.read(piece.with_columns(path=pl.lit(path.name), etag=pl.lit("1")))
             found = found.with_columns(id=source_ids(found["path"], found["key"]))
-            frames.append(
-                document_columns(found).with_columns(version=pl.lit(1, pl.Int64), operation=pl.lit("index"))
-            )
+            frames.append(document_columns(found).with_columns(version=pl.lit(1, pl.Int64), operation=pl.lit("index")))
     return frames
 
 
@@ -95,7 +93,7 @@ def dictionaries(frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _measure(client: OpenSearch, node_pid: int, alias: str, send: Send, count: int) -> Cost:
-    """Sends everything into a fresh index, counts what is there, and removes it.
+    """Sends everything into a fresh index until it can be found, counts what is there, and removes it.
 
     Raises:
         SystemExit: the index does not hold every document.
@@ -103,11 +101,11 @@ def _measure(client: OpenSearch, node_pid: int, alias: str, send: Send, count: i
     index = ensure_index(client, alias, {})
     watch = Stopwatch(node_pid)
     sent = send(client, alias)
-    cost = watch.stop()
     client.indices.refresh(index=alias)
+    cost = watch.stop()
     held = client.count(index=alias)["count"]
     client.indices.delete(index=index)
     if (sent, held) != (count, count):
         raise SystemExit(f"{alias}: of {count} documents {sent} were answered and {held} are in the index.")
-    OUT.print(f"  {alias}: {cost.seconds:.2f} s, client {cost.client_seconds:.1f} s, node {cost.node_seconds:.1f} s")
+    show(alias, cost)
     return cost

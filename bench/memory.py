@@ -1,7 +1,7 @@
 """Memory: a JSONL object of 1 GB goes the whole road in one process; how much of it is resident at most.
 
-The object is the comments over and over, each time with other ids. What the process holds is sampled 20 times a second, by
-step of the road; its worker processes are listed beside it.
+The object is the comments over and over, each time with other ids. What the process holds is sampled 20 times a second,
+by step of the road; its worker processes are listed beside it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> bool:
         held = client.count(index=settings.opensearch_alias, body=enriched)["count"]
         steps = dict(_steps(settings))
     peak = max(sample.working for sample in samples)
-    table = Table("step", "s", "peak of the working process, MiB", "peak of its workers, MiB", title_justify="left",
-                  title=f"Memory: an object of {options.bytes / 1e6:,.0f} MB, {held:,} documents in the index, {seconds:,.0f} s")  # fmt: skip
+    title = f"Memory: an object of {options.bytes / 1e6:,.0f} MB, {held:,} documents in the index, {seconds:,.0f} s"
+    table = Table("step", "s", "peak of the working process, MiB", "peak of its workers, MiB", title=title)
     for step, (first, last) in {"(whole)": (0.0, float("inf")), **steps}.items():
         during = [sample for sample in samples if first <= sample.at <= last]
         if during:

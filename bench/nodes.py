@@ -116,9 +116,15 @@ def lake_command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("lake")), *arguments]
 
 
+def show(name: str, cost: Cost) -> None:
+    """Prints what one run took."""
+    spent = f"client {cost.client_seconds:.1f} s, node {cost.node_seconds:.1f} s"
+    OUT.print(f"  {name}: {cost.seconds:.2f} s; processor: {spent}")
+
+
 def compare(title: str, documents: int, ours: Sequence[Cost], theirs: Sequence[Cost], names: tuple[str, str]) -> float:
     """Prints both, and gives the ratio of their median times: how many times faster the first is."""
-    table = Table("", "median s", "best s", "documents/s", "client CPU s", "node CPU s", title=title, title_justify="left")
+    table = Table("", "median s", "best s", "documents/s", "client CPU s", "node CPU s", title=title)
     for name, costs in zip(names, (ours, theirs), strict=True):
         seconds = statistics.median(cost.seconds for cost in costs)
         table.add_row(

@@ -1,6 +1,7 @@
-"""The whole road, from the object to the enriched index: `lake ingest` beside the script one would write (`user_script`).
+"""The whole road, from the object to the enriched index: `lake ingest` beside the script one would write.
 
-Both are processes of their own, their interpreters' start included; the node is warm and its index is fresh.
+That script is `user_script`. Both are processes of their own, their interpreters' start included; the node is warm and
+its index is fresh.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from bench.nodes import (
     compare,
     lake_command,
     run,
+    show,
     workspace,
 )
 from lake_assets.index.client import connect
 from lake_assets.index.mapping import ensure_index
-from lake_assets.science.metric import enrich_contract, find_metrics
 from lake_assets.lake.tables import Lake
+from lake_assets.science.metric import enrich_contract, find_metrics
 from lake_assets.settings import Settings
 
 TARGET = 1.5
@@ -105,7 +107,7 @@ class _Road:
         _remove(self.client, alias)
         if held != count:
             raise SystemExit(f"{alias}: of {count} documents {held} are in the index with their metrics.")
-        OUT.print(f"  {alias}: {cost.seconds:.1f} s, client {cost.client_seconds:.1f} s, node {cost.node_seconds:.1f} s")
+        show(alias, cost)
         return cost
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.user_script URL INDEX FILE PROCESSES
 
-Nothing in it is slowed down: no compiler of regular expressions in a loop, text work on all processes, the fast reader and
-writer of JSON, ids of its own, large chunks. It forgets what it did, and refuses nothing.
+Nothing in it is slowed down: text work in several processes, the fast reader of JSON, ids of its own, large chunks. It
+forgets what it did, and refuses nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def measure(documents: list[tuple[str, str]]) -> list[tuple[str, dict[str, Any]]
         metrics: dict[str, Any] = {"size_chars": len(text), "size_words": len(text.split())}
         try:
             reliable, _, found = pycld2.detect(text)
-            metrics |= {"language_code": found[0][1], "language_ratio": found[0][2] / 100, "language_is_reliable": reliable}
+            ratio = found[0][2] / 100
+            metrics |= {"language_code": found[0][1], "language_ratio": ratio, "language_is_reliable": reliable}
         except pycld2.error:
             pass
         score = analyzer.polarity_scores(text)["compound"]

@@ -61,9 +61,9 @@ def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambd
         ledger = Ledger(Lake(settings)).refresh()
         _run_batches(instance, _unfinished(instance, ledger), done, progress)  # their bytes may be about to be replaced
         zone = raw_zone(settings)
-        names = list(_copy(zone, paths, progress))
+        names = list(dict.fromkeys(_copy(zone, paths, progress)))
         done.objects = len(names)
-        landed = zone.head(list(dict.fromkeys(names)))
+        landed = zone.head(names)
         sources = load_sources(settings.lake_sources)
         claim(ledger.lake, ledger, _single(landed), settings, sources, rest=False)
         _run_batches(instance, _unfinished(instance, ledger), done, progress)

@@ -1,4 +1,4 @@
-"""Drives a lake under test: lands objects, claims them, runs assets of a batch in this process, and looks at everything."""
+"""Drives a lake under test: lands objects, claims them, runs assets of a batch in this process, looks at everything."""
 
 from __future__ import annotations
 
@@ -189,7 +189,9 @@ def read_state(settings: Settings, more: tuple[str, ...] = ()) -> State:
 
 def assert_same(one: State, other: State, but: tuple[str, ...] = ()) -> None:
     """Compares two states: every row of every table but for some columns, and every document with its version."""
-    assert {key for key in one.tables if not _equal(one[key].drop(but, strict=False), other[key].drop(but, strict=False))} == set()
+    assert {
+        key for key in one.tables if not _equal(one[key].drop(but, strict=False), other[key].drop(but, strict=False))
+    } == set()
     assert {id for id in {*one.index, *other.index} if one.index.get(id) != other.index.get(id)} == set()
 
 

@@ -154,7 +154,9 @@ def test_a_document_that_the_index_refuses_goes_to_the_quarantine_and_its_older_
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     def records(*authors: str) -> bytes:
-        return b"".join(b'{"id": %d, "text": "good one", "author": "%s"}\n' % (n, a.encode()) for n, a in enumerate(authors))
+        return b"".join(
+            b'{"id": %d, "text": "good one", "author": "%s"}\n' % (n, a.encode()) for n, a in enumerate(authors)
+        )
 
     with fresh_settings(request, "file", tmp_path) as settings:
         client = connect(settings, settings.opensearch_url)
@@ -195,7 +197,9 @@ def test_a_line_of_200_megabytes_is_refused_alone_and_never_held_in_memory(
             "print(done.failures, peak * (1 if sys.platform == 'darwin' else 1024))"
         )
         command = [sys.executable, "-c", measured, str(big.parent)]
-        done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(
+            command, env=environment(settings), capture_output=True, text=True, timeout=300, check=True
+        )
         failures, peak_bytes = done.stdout.rsplit(" ", 1)
         assert failures == "[]"
         assert int(peak_bytes) < 600_000_000

@@ -21,7 +21,6 @@ from lake_assets.settings import Settings
 from lake_assets_tests.road import (
     KINDS,
     METRICS,
-    Road,
     State,
     assert_index_is_clean,
     assert_same,
@@ -59,7 +58,7 @@ def write_landing(folder: Path) -> None:
         "reviews.csv": f"id,review,date\n{rows}".encode(),
         "notes/a.txt": "A quiet café in the evening 🙂".encode(),
         "notes/b c.txt": b"Another note.",
-        "page.html": b"<html><head><title>A page</title></head><body><p>The body of the page is here.</p></body></html>",
+        "page.html": b"<html><head><title>A page</title></head><body><p>The body of the page is here.</p></html>",
         "more.jsonl.zst": zstandard.compress(lines.encode()),
     }
     for name, content in files.items():
@@ -173,7 +172,8 @@ def test_what_did_not_change_stays_as_it_is_to_the_byte(story: Story) -> None:
     for key in ("clean/documents", "enrich/documents", "opensearch/documents", "opensearch/metrics", *METRICS):
         # The new version's record numbers have moved up behind the removed lines.
         before, after = (
-            state[key].filter(kept).drop("batch", "record", strict=False).sort("id") for state in (story.first, story.second)
+            state[key].filter(kept).drop("batch", "record", strict=False).sort("id")
+            for state in (story.first, story.second)
         )
         assert before.equals(after), key
     for id, hit in story.first.index.items():

@@ -16,7 +16,7 @@ from lake_assets.engineering.raw import raw_objects, raw_records
 from lake_assets.io_manager import BATCHES, LakeResource
 from lake_assets.lake.batches import Ledger, claim
 
-LISTING_SECONDS = 1.0  # of one tick; a zone that takes longer is listed in slices, each tick the next one
+LISTING_SECONDS = 1.8  # of one tick; a zone that takes longer is listed in slices, each tick the next one
 RUNS_A_TICK = 20
 RETRY_SECONDS = (0, 30, 120, 600, 3600)  # waits before a batch whose runs failed is tried again
 CLAIM_GRACE_SECONDS = 30  # a claim without a run may be that of `lake ingest`, which is about to start one

@@ -142,7 +142,7 @@ def _cut(fresh: pl.DataFrame, last: int, settings: Settings, rest: bool) -> tupl
         full = newest.height >= settings.lake_batch_objects or newest["size_bytes"].sum() >= settings.lake_batch_bytes
         wait = dt.timedelta(seconds=settings.lake_batch_wait_seconds)
         age = pl.lit(now) - pl.col("last_modified")
-        resting = newest.filter((age >= dt.timedelta(0)) & (age < wait))
+        resting = newest.filter((pl.col("state") == "landed") & (age >= dt.timedelta(0)) & (age < wait))
         if not full and resting.height:
             is_long = newest.select((age >= LONGEST_WAITS * wait).any()).item()
             left = resting if is_long and resting.height < newest.height else newest

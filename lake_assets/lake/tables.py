@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,15 +185,16 @@ class Table:
         wanted = {name: delta_field(name, column) for name, column in self.contract.columns().items()}
         present = self.snapshot()
         if present.delta is None:
-            DeltaTable.create(
-                self.url,
-                schema=Schema(list(wanted.values())),
-                mode="ignore",
-                name=self.key,
-                description=self.contract.__doc__,
-                configuration=CONFIGURATION,
-                storage_options=self.storage_options,
-            )
+            with suppress(CommitFailedError):  # somebody else has just created it
+                DeltaTable.create(
+                    self.url,
+                    schema=Schema(list(wanted.values())),
+                    mode="ignore",
+                    name=self.key,
+                    description=self.contract.__doc__,
+                    configuration=CONFIGURATION,
+                    storage_options=self.storage_options,
+                )
             present = self.snapshot()
         columns = present.columns
         for name, field in wanted.items():
@@ -364,6 +366,9 @@ def gathered(frames: Rows) -> Generator[pl.DataFrame]:
     held: list[pl.DataFrame] = []
     rows, size = 0, 0
     for frame in frames:
+        if held and frame.schema != held[0].schema:  # for the contract to judge
+            yield pl.concat(held)
+            held, rows, size = [], 0, 0
         held.append(frame)
         rows, size = rows + frame.height, size + frame.estimated_size()
         if rows >= PIECE_ROWS or size >= PIECE_BYTES:

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,14 +15,15 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-FEWEST_ROWS = 5_000  # below, starting processes (about a second) costs more than it gains
+FEWEST_ROWS = 5_000  # below, handing a piece over costs more than it gains
+PATIENCE_SECONDS = 3.0  # of work done here before processes are started: they take about two seconds each
 _pool: ProcessPoolExecutor | None = None
 
 
 def map_ordered(
     function: Callable[[In], Out], pieces: Iterable[In], workers: int, rows: Callable[[In], int]
 ) -> Iterator[Out]:
-    """Applies a function to pieces, large ones in worker processes.
+    """Applies a function to pieces; where that takes long, large ones in worker processes.
 
     Args:
         function: of a module, so that a worker finds it by name.
@@ -30,13 +32,16 @@ def map_ordered(
         rows: how many rows a piece has.
     """
     waiting: deque[Future[Out]] = deque()
+    worked_seconds = 0.0
     for piece in pieces:
-        if workers > 1 and rows(piece) >= FEWEST_ROWS:
+        if workers > 1 and rows(piece) >= FEWEST_ROWS and worked_seconds >= PATIENCE_SECONDS:
             waiting.append(_workers(workers).submit(function, piece))
         else:
+            begun = time.thread_time()
             done: Future[Out] = Future()
             done.set_result(function(piece))
             waiting.append(done)
+            worked_seconds += time.thread_time() - begun
         while len(waiting) > workers + 1:
             yield waiting.popleft().result()
     while waiting:

@@ -158,7 +158,8 @@ def test_a_trickle_that_never_rests_is_claimed_all_the_same(request: pytest.Fixt
             road.land(dict.fromkeys(names, b"x"))
             now = (folder / names[-1]).stat().st_mtime
             for number, name in enumerate(names):
-                os.utime(folder / name, (now - 25 * (count - 1 - number),) * 2)
+                moment = now - 25 * (count - 1 - number)
+                os.utime(folder / name, (moment, moment))
 
         land(20)
         assert sensor.tick() == []
@@ -277,7 +278,9 @@ def test_sensors_that_race_claim_each_object_once(road: Road) -> None:
     assert {batch for batch, _ in racing[0].claimed()} == {1}
 
 
-def test_what_lake_ingest_has_claimed_the_sensor_leaves_alone_and_the_other_way_round(local: Road, tmp_path: Path) -> None:
+def test_what_lake_ingest_has_claimed_the_sensor_leaves_alone_and_the_other_way_round(
+    local: Road, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_bytes(b"by hand")
     done = ingest(local.settings, [tmp_path / "a.txt"])
     assert (done.batches, done.failures) == ([1], [])

@@ -14,8 +14,8 @@ from lake_assets.lake.raw_zone import LocalRawZone
 from lake_assets_tests.road import KINDS, Road, fresh_settings
 
 AWKWARD = [
-    "a b.txt", "a.txt", "a/b.txt", "a/b/c.txt", "a-b.txt", "A.txt", "ä.txt", "\ufffd.txt", "🙂.txt", "#1?.txt", "%20.txt",
-    "x{y}|z^~.txt", "new\nline.txt", "tab\t.txt", "back\\slash.txt", "z.txt",
+    "a b.txt", "a.txt", "a/b.txt", "a/b/c.txt", "a-b.txt", "A.txt", "ä.txt", "\ufffd.txt", "🙂.txt", "#1?.txt",
+    "%20.txt", "x{y}|z^~.txt", "new\nline.txt", "tab\t.txt", "back\\slash.txt", "z.txt",
 ]  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def test_objects_are_listed_once_in_the_order_of_their_utf8_bytes(road: Road) ->
     assert [sizes[name] for name in AWKWARD] == [len(name.encode()) for name in AWKWARD]
 
 
-@pytest.mark.parametrize("after", ["", "a", "a-b.txt", "a/", "a/b", "a/b.txt", "a/b/c.txt", "new\nline.txt", "🙂.txt", "\U0010ffff"])
+@pytest.mark.parametrize(
+    "after", ["", "a", "a-b.txt", "a/", "a/b", "a/b.txt", "a/b/c.txt", "new\nline.txt", "🙂.txt", "\U0010ffff"]
+)
 def test_a_listing_goes_on_behind_any_path(road: Road, after: str) -> None:
     found = [path for path in road.zone.look(after).objects["path"].to_list() if path in AWKWARD]
     assert found == [name for name in by_bytes(AWKWARD) if name.encode() > after.encode()]

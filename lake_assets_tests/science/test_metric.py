@@ -182,7 +182,9 @@ def test_a_metric_that_breaks_its_declaration_fails_with_a_sentence_and_writes_n
     write_metric(folder, "shouting", shouting(body))
     road.land(TEXTS)
     road.claim()
-    result = road.run(1, "raw/records", "indexing/documents", "opensearch/documents", "clean/documents", "metrics/shouting")
+    result = road.run(
+        1, "raw/records", "indexing/documents", "opensearch/documents", "clean/documents", "metrics/shouting"
+    )
     assert not result.success
     assert sentence(result).startswith("Metric shouting gave ")
     assert "FINE" not in sentence(result)
@@ -218,7 +220,19 @@ def test_every_metric_of_the_package_is_found_and_its_columns_are_those_of_enric
 
 
 def test_every_metric_gives_a_row_a_text_whatever_the_text() -> None:
-    texts = pl.Series(["", " ", "word", "\x00\ud7ff\U0010ffff", "🙂" * 50, "a" * 20_000, "один два", "漢字かな交じり文。", "ok. " * 3000])
+    texts = pl.Series(
+        [
+            "",
+            " ",
+            "word",
+            "\x00\ud7ff\U0010ffff",
+            "🙂" * 50,
+            "a" * 20_000,
+            "один два",
+            "漢字かな交じり文。",
+            "ok. " * 3000,
+        ]
+    )
     for item in find_metrics().values():
         frame = item.measure(texts)
         assert frame.height == len(texts)

@@ -37,18 +37,18 @@ def sentiment(texts: pl.Series) -> pl.DataFrame:
 
 def _score(analyzer: Any, text: str) -> float:
     if len(text) <= LONG_CHARS:
-        return analyzer.polarity_scores(text)["compound"]
+        return analyzer.compound(text)
     parts = [
         part[at : at + SENTENCE_CHARS]
         for part in SENTENCE_END.split(text)
         for at in range(0, len(part), SENTENCE_CHARS)
     ]
-    scores = [analyzer.polarity_scores(part)["compound"] for part in parts]
+    scores = [analyzer.compound(part) for part in parts]
     return sum(scores) / max(1, len(scores))
 
 
 @cache
 def _analyzer() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    from lake_assets.science.vader import Vader
 
-    return SentimentIntensityAnalyzer()
+    return Vader()
