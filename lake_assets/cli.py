@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> None:
     """Runs the command line; a failure of ours is one sentence on standard error and exit code 1."""
     from pydantic import ValidationError
 
+    warnings.filterwarnings("ignore", message=r".* is currently in (beta|preview)")  # Dagster's, for its developers
     try:
         app()
     except LakeError as error:

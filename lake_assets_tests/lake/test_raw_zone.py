@@ -12,6 +12,7 @@ import pytest
 from lake_assets.errors import LakeError, ObjectGone
 from lake_assets.lake.raw_zone import LocalRawZone
 from lake_assets_tests.road import KINDS, Road, fresh_settings
+from lake_assets_tests.servers import S3Server
 
 AWKWARD = [
     "a b.txt", "a.txt", "a/b.txt", "a/b/c.txt", "a-b.txt", "A.txt", "ä.txt", "\ufffd.txt", "🙂.txt", "#1?.txt",
@@ -108,13 +109,14 @@ def test_a_large_zone_is_listed_in_slices_that_meet(request: pytest.FixtureReque
 
 @pytest.mark.storage
 def test_keys_that_no_folder_could_hold_are_listed_and_folders_that_a_console_made_are_not(
-    request: pytest.FixtureRequest, tmp_path: Path
+    request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server
 ) -> None:
     with fresh_settings(request, "s3", tmp_path) as settings:
         road = Road(settings)
         road.land({"folder/": b"", "folder/a.txt": b"a", "empty.txt": b""})
         assert road.zone.look().objects["path"].to_list() == ["empty.txt", "folder/a.txt"]
         keys = ["a/../b.txt", "a//b.txt", "/lead.txt", "./dot.txt", "q/..", "\x01.txt"]
+        keys = keys if s3.kind == "ministack" else ["\x01.txt"]  # versitygw keeps files, whose paths these are not
         road.land(dict.fromkeys(keys, b"x"))
         assert road.zone.look().objects["path"].to_list() == by_bytes([*keys, "empty.txt", "folder/a.txt"])
 
