@@ -21,17 +21,14 @@ def clean_documents(context: AssetExecutionContext, lake: LakeResource) -> Updat
 
 def _documents(lake: LakeResource, batch: int):
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
-        ledger = lake.ledger()
-        owned = ledger.owned(batch)
-        older = snapshot.batches_of(ledger.earlier(batch), owned["path"])
-        return [batch, *older], _rows(lake, snapshot, batch, owned, older)
+        owned, replaced = lake.ledger().takeover(batch, snapshot)
+        return replaced, _rows(lake, snapshot, owned, replaced)
 
     return compute
 
 
-def _rows(
-    lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFrame, older: list[int]
-) -> Iterator[pl.DataFrame]:
+def _rows(lake: LakeResource, snapshot: Snapshot, owned: pl.DataFrame, replaced: list[int]) -> Iterator[pl.DataFrame]:
+    batch = replaced[0]
     documents = lake.lake.read("indexing/documents")
     receipts = lake.lake.read("opensearch/documents")
     for part in bucketed(documents.count([batch]), "key"):
@@ -39,4 +36,4 @@ def _rows(
         fresh = documents.scan([batch]).filter(part, pl.col("path").is_in(owned["path"].implode()))
         for piece in fresh.collect_batches(chunk_size=50_000, maintain_order=False, lazy=True):
             yield piece.join(ids, on=["path", "key"], how="inner")
-    yield from snapshot.others([batch, *older], owned["path"])
+    yield from snapshot.others(replaced, owned["path"])

@@ -24,18 +24,15 @@ def indexing_documents(context: AssetExecutionContext, lake: LakeResource) -> Up
 
 def _documents(lake: LakeResource, batch: int):
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
-        ledger = lake.ledger()
-        owned = ledger.owned(batch)
-        older = snapshot.batches_of(ledger.earlier(batch), owned["path"])
-        return [batch, *older], _rows(lake, snapshot, batch, owned, older)
+        owned, replaced = lake.ledger().takeover(batch, snapshot)
+        return replaced, _rows(lake, snapshot, owned, replaced)
 
     return compute
 
 
-def _rows(
-    lake: LakeResource, snapshot: Snapshot, batch: int, owned: pl.DataFrame, older: list[int]
-) -> Iterator[pl.DataFrame]:
+def _rows(lake: LakeResource, snapshot: Snapshot, owned: pl.DataFrame, replaced: list[int]) -> Iterator[pl.DataFrame]:
     """Hands out the documents of the owned objects, then what older batches keep."""
+    batch = replaced[0]
     reader = DocumentReader(lake.sources)
     landed = owned.filter(pl.col("state") == "landed").select("path", "etag")
     refused = []
@@ -45,4 +42,4 @@ def _rows(
         yield documents.with_columns(batch=pl.lit(batch, pl.Int64)).select(list(IndexingDocuments.columns()))
     earlier = lake.ledger().earlier(batch)
     refuse(lake.lake, "indexing/documents", batch, refused, owned["path"], earlier)
-    yield from snapshot.others([batch, *older], owned["path"])
+    yield from snapshot.others(replaced, owned["path"])

@@ -75,6 +75,11 @@ class Ledger:
         """Finds the batches that once owned a path that this one owns now."""
         return self.claimed_before(batch)["batch"].unique().sort().to_list()
 
+    def takeover(self, batch: int, held: Snapshot) -> tuple[pl.DataFrame, list[int]]:
+        """Gives the objects that a batch owns, and the batches whose rows of a table a run of it replaces: it first."""
+        owned = self.owned(batch)
+        return owned, [batch, *held.batches_of(self.earlier(batch), owned["path"])]
+
 
 @dataclass(frozen=True)
 class Claim:
