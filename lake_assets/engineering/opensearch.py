@@ -10,7 +10,7 @@ from dagster import AssetExecutionContext
 
 from lake_assets.contracts import OpenSearchDocuments, OpenSearchIndex, OpenSearchMetrics
 from lake_assets.engineering.quarantine import refuse
-from lake_assets.index.delivery import deliver
+from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
 from lake_assets.index.present import ids_of_objects
@@ -73,6 +73,7 @@ class _Delivery:
             yield from self._judge(waiting, answer, index, refused)
         yield from waiting
         self._delete_vanished(client, alias, present, refused)
+        make_searchable(client, alias)
         earlier = self.ledger.earlier(self.batch)
         refuse(self.lake.lake, "opensearch/documents", self.batch, refused, self.owned["path"], earlier)
         yield from snapshot.others([self.batch, *self.older], self.owned["path"])
@@ -181,6 +182,7 @@ class _Metrics:
             self.sent["refused"] += refused[-1].height
             yield taken.select(columns)
         yield from waiting
+        make_searchable(client, alias)
         owners = self.lake.ledger().owners().select("path", "etag")
         refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(owners, on="path") for f in refused])
 

@@ -20,7 +20,7 @@ import polars as pl
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.answers import OUTCOMES, REFUSED, Refusal, Verdict, Whole, explain_stop
 from lake_assets.index.bodies import check_columns, estimate_bytes, refuse_rows, write_lines
-from lake_assets.index.client import address, explain, is_refused_connection, is_tls_failure
+from lake_assets.index.client import address, explain, explained, is_refused_connection, is_tls_failure
 from lake_assets.index.pace import Pace, Stopped
 from lake_assets.index.sender import Outcome, Sender, Task, split_rows
 
@@ -95,6 +95,16 @@ def deliver(
             yield crew.finish(under_way.popleft())
     finally:
         crew.end()
+
+
+def make_searchable(client: OpenSearch, alias: str) -> None:
+    """Refreshes the index, so that what was delivered is found at once.
+
+    Raises:
+        IndexUnavailable: no answer.
+    """
+    with explained(client):
+        client.indices.refresh(index=alias)
 
 
 class _Job:

@@ -23,6 +23,9 @@ KEYWORD_CHARS = 8191
 GC_DELETES = "1h"
 """How long the index remembers the version of a deleted document; after that an older write would bring it back."""
 
+REFRESH_INTERVAL = "5s"
+"""How often the index makes by itself searchable what was written; every second costs a fifth of its time in a load."""
+
 _RACE_SECONDS = 5.0
 
 Declared = Mapping[str, Any]
@@ -58,6 +61,7 @@ def index_body(fields: Mapping[str, Declared], *, shards: int = 1, replicas: str
             "number_of_shards": shards,
             "auto_expand_replicas": replicas,
             "gc_deletes": GC_DELETES,
+            "refresh_interval": REFRESH_INTERVAL,
             "analysis": {"analyzer": {"default": {"type": "standard"}}},
         },
         "mappings": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     metrics.__path__.append(str(more))
     yield more
     metrics.__path__.remove(str(more))
+    for path in more.glob("*.py"):
+        sys.modules.pop(f"{metrics.__name__}.{path.stem}", None)
     forget_metrics()
 
 
