@@ -76,14 +76,19 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     import dagster as dg
 
     prepare_dagster_home(settings)
-    before = dict(os.environ)
-    os.environ.update(child_environment(settings, opensearch_url(settings)))
+    wanted = child_environment(settings, opensearch_url(settings))
+    # Only what differs: the threads of native libraries read the environment while it is changed.
+    before = {name: os.environ.get(name) for name, value in wanted.items() if os.environ.get(name) != value}
+    os.environ.update({name: wanted[name] for name in before})
     try:
         with dg.DagsterInstance.get() as instance:
             yield instance
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _single(landed: pl.DataFrame) -> Listing:

@@ -120,8 +120,7 @@ def run_assets(instance: dg.DagsterInstance, settings: Settings, batch: int, *ke
     """Materialises assets of a batch with an instance; all of them, if none is named."""
     instance.add_dynamic_partitions("batch", [str(batch)])
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in child_environment(settings, settings.opensearch_url).items():
-            patch.setenv(name, value)
+        set_environment(patch, child_environment(settings, settings.opensearch_url))
         return _job(tuple(metrics.__path__)).execute_in_process(
             instance=instance,
             partition_key=str(batch),
@@ -129,6 +128,13 @@ def run_assets(instance: dg.DagsterInstance, settings: Settings, batch: int, *ke
             raise_on_error=False,
             run_config=QUIET,
         )
+
+
+def set_environment(patch: pytest.MonkeyPatch, wanted: Mapping[str, str]) -> None:
+    """Sets what differs, and nothing else: the threads of native libraries read the environment while it is changed."""
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            patch.setenv(name, value)
 
 
 @cache

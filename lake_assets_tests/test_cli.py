@@ -15,7 +15,7 @@ import pytest
 from lake_assets.cli import main
 from lake_assets.contracts import TABLES
 from lake_assets.settings import Settings
-from lake_assets_tests.road import environment, fresh_settings, read_state
+from lake_assets_tests.road import environment, fresh_settings, read_state, set_environment
 from lake_assets_tests.servers import free_port
 
 LINES = b"""{"id": 1, "text": "The coffee here is wonderful, I love it."}
@@ -50,8 +50,7 @@ class Command:
         self.capsys.readouterr()
         code = None
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.environment.items():
-                patch.setenv(name, value)
+            set_environment(patch, self.environment)
             patch.setattr(sys, "argv", ["lake", *map(str, arguments)])
             try:
                 main()

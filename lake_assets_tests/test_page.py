@@ -55,7 +55,7 @@ def port(opensearch_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def browser_page() -> Iterator[Page]:
     """A page of Debian's Chromium; a missing browser is a failure."""
-    chromium = shutil.which("chromium")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert chromium, "There is no chromium; install Debian's package chromium."
     PICTURES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as play:

@@ -19,7 +19,7 @@ from lake_assets.lake.batches import Ledger
 from lake_assets.lake.tables import Lake
 from lake_assets.settings import Settings
 from lake_assets.ui import child_environment
-from lake_assets_tests.road import KINDS, Road, fresh_settings
+from lake_assets_tests.road import KINDS, Road, fresh_settings, set_environment
 
 NOW_SECONDS = {"lake_batch_wait_seconds": 0}
 
@@ -37,8 +37,7 @@ class Sensor:
         """Ticks once; gives the batches that runs are requested for, after doing what the daemon does first."""
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in child_environment(self.settings, self.settings.opensearch_url).items():
-                patch.setenv(name, value)
+            set_environment(patch, child_environment(self.settings, self.settings.opensearch_url))
             result = self.watch.tick(context, LakeResource())
         self.cursor = result.cursor
         for request in result.dynamic_partitions_requests or []:
@@ -266,8 +265,7 @@ def test_sensors_that_race_claim_each_object_once(road: Road) -> None:
             failures.append(error)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in child_environment(road.settings, road.settings.opensearch_url).items():
-            patch.setenv(name, value)
+        set_environment(patch, child_environment(road.settings, road.settings.opensearch_url))
         threads = [threading.Thread(target=race, args=(sensor,)) for sensor in racing]
         for thread in threads:
             thread.start()
