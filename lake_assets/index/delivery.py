@@ -187,6 +187,7 @@ class _Crew:
             self._report()
         if self._failure is not None:
             raise self._failure
+        self._report()
         return job.receipts()
 
     def end(self) -> None:

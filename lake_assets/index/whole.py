@@ -35,9 +35,14 @@ def document_columns(documents: pl.DataFrame, metrics: list[str] | None = None) 
 
 
 def whole_hashes(documents: pl.DataFrame, metrics: list[str]) -> pl.Series:
-    """Hashes what is sent of each document: its own hash and its metrics, in the order of their names."""
+    """Hashes what is sent of each document: its own hash and its metrics that have a value, by name.
+
+    So a new metric changes nothing for a document that it says nothing of. Inside a value every quote is escaped:
+    `,"name":null` is nowhere else.
+    """
     parts = pl.struct("document_hash", *sorted(metrics)).struct.json_encode()
-    return hash_strings(documents.select(parts.alias("whole")).to_series())
+    valued = parts.str.replace_all(r',"[^"\\]+":null', "")
+    return hash_strings(documents.select(valued.alias("whole")).to_series())
 
 
 def version_of(lake: Lake, batch: int) -> int:
