@@ -5,7 +5,6 @@ The runs are those of Dagster's page, on the same instance: what was done here s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from lake_assets.index.node import opensearch_url
 from lake_assets.lake.batches import Ledger, claim
 from lake_assets.lake.raw_zone import Listing, RawZone, raw_zone
 from lake_assets.lake.tables import Lake
-from lake_assets.settings import Settings
+from lake_assets.settings import Settings, given
 from lake_assets.text.sources import load_sources
-from lake_assets.ui import child_environment, prepare_dagster_home
+from lake_assets.ui import prepare_dagster_home
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -72,23 +71,15 @@ def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambd
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Opens the Dagster instance of DAGSTER_HOME, made ready where new; inside, the environment is the settings."""
+    """Opens the Dagster instance of DAGSTER_HOME, made ready where new; inside, this process has these settings."""
     import dagster as dg
 
-    prepare_dagster_home(settings)
-    wanted = child_environment(settings, opensearch_url(settings))
-    # Only what differs: the threads of native libraries read the environment while it is changed.
-    before = {name: os.environ.get(name) for name, value in wanted.items() if os.environ.get(name) != value}
-    os.environ.update({name: wanted[name] for name in before})
-    try:
-        with dg.DagsterInstance.get() as instance:
-            yield instance
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    home = prepare_dagster_home(settings)
+    with (
+        given(settings.model_copy(update={"opensearch_url": opensearch_url(settings)})),
+        dg.DagsterInstance.from_config(str(home)) as instance,
+    ):
+        yield instance
 
 
 def _single(landed: pl.DataFrame) -> Listing:

@@ -23,7 +23,7 @@ from lake_assets.index.node import opensearch_url
 from lake_assets.lake.batches import Ledger
 from lake_assets.lake.raw_zone import RawZone, raw_zone
 from lake_assets.lake.tables import Lake, Rows, Snapshot, Table
-from lake_assets.settings import Settings
+from lake_assets.settings import Settings, current_settings
 from lake_assets.text.sources import Sources, load_sources
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class LakeResource(dg.ConfigurableResource):
 
     @cached_property
     def settings(self) -> Settings:
-        """What the environment says."""
-        return Settings()
+        """What this process was given, else what the environment says."""
+        return current_settings()
 
     @cached_property
     def lake(self) -> Lake:

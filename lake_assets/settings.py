@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -122,3 +124,22 @@ class Settings(BaseSettings):
             "aws_virtual_hosted_style_request": "false" if endpoint else "",
         }
         return {name: value for name, value in options.items() if value}
+
+
+_given: Settings | None = None
+
+
+def current_settings() -> Settings:
+    """Gives the settings of this process: those it was given, else what the environment says now."""
+    return _given or Settings()
+
+
+@contextmanager
+def given(settings: Settings) -> Iterator[None]:
+    """Gives this process its settings, inside the block; the environment stays as it is, as other threads read it."""
+    global _given
+    before, _given = _given, settings
+    try:
+        yield
+    finally:
+        _given = before

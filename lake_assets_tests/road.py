@@ -23,7 +23,7 @@ from lake_assets.lake.batches import Ledger, claim
 from lake_assets.lake.raw_zone import RawZone, S3RawZone, raw_zone
 from lake_assets.lake.tables import Lake, local_path
 from lake_assets.science import metrics
-from lake_assets.settings import Settings
+from lake_assets.settings import Settings, given
 from lake_assets.text.sources import load_sources
 from lake_assets.ui import child_environment
 from lake_assets_tests.servers import S3Server
@@ -119,8 +119,7 @@ class Road:
 def run_assets(instance: dg.DagsterInstance, settings: Settings, batch: int, *keys: str) -> dg.ExecuteInProcessResult:
     """Materialises assets of a batch with an instance; all of them, if none is named."""
     instance.add_dynamic_partitions("batch", [str(batch)])
-    with pytest.MonkeyPatch.context() as patch:
-        set_environment(patch, child_environment(settings, settings.opensearch_url))
+    with given(settings):
         return _job(tuple(metrics.__path__)).execute_in_process(
             instance=instance,
             partition_key=str(batch),

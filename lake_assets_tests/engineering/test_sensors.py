@@ -17,9 +17,8 @@ from lake_assets.ingest import dagster_instance, ingest
 from lake_assets.io_manager import LakeResource
 from lake_assets.lake.batches import Ledger
 from lake_assets.lake.tables import Lake
-from lake_assets.settings import Settings
-from lake_assets.ui import child_environment
-from lake_assets_tests.road import KINDS, Road, fresh_settings, set_environment
+from lake_assets.settings import Settings, given
+from lake_assets_tests.road import KINDS, Road, fresh_settings
 
 NOW_SECONDS = {"lake_batch_wait_seconds": 0}
 
@@ -36,8 +35,7 @@ class Sensor:
     def tick(self) -> list[str]:
         """Ticks once; gives the batches that runs are requested for, after doing what the daemon does first."""
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        with pytest.MonkeyPatch.context() as patch:
-            set_environment(patch, child_environment(self.settings, self.settings.opensearch_url))
+        with given(self.settings):
             result = self.watch.tick(context, LakeResource())
         self.cursor = result.cursor
         for request in result.dynamic_partitions_requests or []:
@@ -264,8 +262,7 @@ def test_sensors_that_race_claim_each_object_once(road: Road) -> None:
         except BaseException as error:
             failures.append(error)
 
-    with pytest.MonkeyPatch.context() as patch:
-        set_environment(patch, child_environment(road.settings, road.settings.opensearch_url))
+    with given(road.settings):
         threads = [threading.Thread(target=race, args=(sensor,)) for sensor in racing]
         for thread in threads:
             thread.start()
