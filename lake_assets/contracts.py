@@ -8,6 +8,7 @@ What belongs here: declarations. What does not: reading, writing, Dagster, OpenS
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import dataframely as dy
@@ -100,10 +101,28 @@ class OpenSearchDocuments(Contract):
     index = dy.String(**about("The physical index that took it."))
 
 
-class CleanDocuments(IndexingDocuments):
-    """One row per searchable document: text and id, the source of truth."""
+def carried_over(contract: type[Contract], key: str) -> dict[str, dy.Column]:
+    """Gives the columns of a contract as a later table carries them over: each comes from its namesake.
 
-    id = dy.String(**about("Identity of the document, for life.", "opensearch/documents.id"))
+    Args:
+        contract: of the earlier table.
+        key: its name, `group/table`.
+    """
+    carried = {name: copy(column) for name, column in contract.columns().items()}
+    for name, column in carried.items():
+        column.metadata = {**(column.metadata or {}), "upstream": [f"{key}.{name}"]}
+    return carried
+
+
+CleanDocuments = type(
+    "CleanDocuments",
+    (Contract,),
+    {
+        "__doc__": "One row per searchable document: text and id, the source of truth.",
+        **carried_over(IndexingDocuments, "indexing/documents"),
+        "id": dy.String(**about("Identity of the document, for life.", "opensearch/documents.id")),
+    },
+)
 
 
 class Measured(Contract):
