@@ -29,7 +29,6 @@ ingest_job = dg.define_asset_job(
     ],
     description="One batch: from the raw zone to searchable documents.",
     executor_def=dg.in_process_executor,
-    partitions_def=BATCHES,
 )  # fmt: skip
 
 
