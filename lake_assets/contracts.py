@@ -69,7 +69,8 @@ class IndexingDocuments(Contract):
     """One row per document: clean text in place of raw text."""
 
     key = dy.String(**about("Names the record inside its object: the declared field, else a hash of its bytes.",
-                            "raw/records.raw", index={"type": "keyword", "ignore_above": 1024}))  # fmt: skip
+                            "raw/records.raw",
+                            index={"type": "keyword", "ignore_above": 1024, "doc_values": False}))  # fmt: skip
     path = dy.String(**about("Object the document came in.", "raw/records.path", index={"type": "keyword"}))
     record = dy.Int64(**about("Ordinal number in that object.", "raw/records.record", unit="count"))
     title = dy.String(nullable=True, **about("Title, cleaned.", "raw/records.raw", index={"type": "text"}))

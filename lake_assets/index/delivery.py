@@ -27,8 +27,8 @@ from lake_assets.index.sender import Outcome, Sender, Task, split_rows
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
 
-BODY_BYTES = 5 << 20
-"""Bytes of a request: managed clusters refuse 10 MB on small nodes."""
+BODY_BYTES = 3 << 20
+"""Bytes of a request: two of them keep two cores busy; managed clusters refuse 10 MB on small nodes."""
 
 LARGEST_BYTES = 90 << 20
 """A document larger than this is refused without being sent: `http.max_content_length` is 100 MB."""
@@ -46,7 +46,7 @@ def deliver(
     alias: str,
     frames: Iterable[pl.DataFrame],
     *,
-    threads: int = 2,
+    threads: int = 4,
     body_bytes: int = BODY_BYTES,
     largest_bytes: int = LARGEST_BYTES,
     deadline_seconds: float = 120.0,
