@@ -89,7 +89,7 @@ def prepare_dagster_home(settings: Settings) -> Path:
     home = settings.dagster_root
     home.mkdir(parents=True, exist_ok=True)
     wanted = resources.files("lake_assets").joinpath("dagster.yaml").read_text(encoding="utf-8")
-    wanted = wanted.replace("$DAGSTER_HOME", json.dumps(str(home)))
+    wanted = wanted.replace("{env: DAGSTER_HOME}", json.dumps(str(home)))
     target = home / "dagster.yaml"
     present = target.read_text(encoding="utf-8") if target.exists() else None
     if present is None or (present != wanted and present.partition("\n")[0] == wanted.partition("\n")[0]):
