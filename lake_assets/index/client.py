@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import orjson
+
 from lake_assets.errors import IndexUnavailable, SettingsRefused
 from lake_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
+    from opensearchpy import JSONSerializer, OpenSearch
 
 CONNECT_SECONDS = 5.0
 """Longest wait for a connection; an answer may take OPENSEARCH_TIMEOUT_SECONDS."""
@@ -58,8 +60,23 @@ def connect(settings: Settings, url: str) -> OpenSearch:
         max_retries=0,
         retry_on_status=(),
         pool_maxsize=POOL_CONNECTIONS,
+        serializer=_serializer(),
         **options,
     )
+
+
+def _serializer() -> JSONSerializer:
+    """Makes the reader of answers: orjson reads a bulk answer in half the time, the standard library what is odd."""
+    from opensearchpy import JSONSerializer
+
+    class AnswerSerializer(JSONSerializer):
+        def loads(self, s: str) -> Any:
+            try:
+                return orjson.loads(s)
+            except orjson.JSONDecodeError:
+                return super().loads(s)
+
+    return AnswerSerializer()
 
 
 def address(client: OpenSearch) -> str:
