@@ -1,9 +1,10 @@
 """Delivery: `lake_assets.index.delivery.deliver` beside opensearch-py's `helpers.parallel_bulk`, into the same node.
 
 Both write the same documents into an index with the product's mapping, `deliver` from frames. parallel_bulk gets them
-in three ways: from the same frames, whose rows its caller makes into actions on the way; as actions that are there before
-the clock starts; and as those, into an index with the product's settings too. The target is for the first: both begin
-with what lies in the lake.
+in three ways: from the same frames, whose rows its caller makes into actions on the way; as actions that are there
+before the clock starts; and as those, into an index with the product's settings too. The target is for the first: both
+begin with what lies in the lake.
+"""
 
 from __future__ import annotations
 
