@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
+from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
 from lake_assets.contracts import TABLES
+from lake_assets.definitions import defs
 from lake_assets.errors import ContractBroken
 from lake_assets.index.client import connect
 from lake_assets.index.mapping import read_mapping
@@ -110,6 +113,28 @@ def test_old_batches_are_back_filled_in_the_index_also_after_a_newer_one_has_tak
     assert road.run(1, "metrics/shouting", *REST).success
     assert words(road) == {"FINE day": 1, "nothing to SHOUT about": 1, "NEW WORDS": 2, "another FINE day": 1}
     assert_index_is_clean(road.state())
+
+
+def test_a_new_metric_is_asked_for_by_itself_in_every_batch_that_is_there_and_nothing_else_is(
+    road: Road, folder: Path
+) -> None:
+    def evaluate(cursor: AssetDaemonCursor | None = None) -> dg.EvaluateAutomationConditionsResult:
+        return dg.evaluate_automation_conditions(defs=defs(), instance=road.instance, cursor=cursor)
+
+    road.take(TEXTS)
+    road.take(OTHERS)
+    cursor = evaluate().cursor
+    settled = evaluate(cursor)
+    assert settled.total_requested == 0
+    write_metric(folder, "shouting", shouting())
+    asked = evaluate(settled.cursor)
+    assert asked.get_requested_partitions(dg.AssetKey(["metrics", "shouting"])) == {"1", "2"}
+    assert asked.total_requested == 2
+    assert evaluate(asked.cursor).total_requested == 0
+    for batch in (1, 2):
+        assert road.run(batch, "metrics/shouting").success
+    then = evaluate(asked.cursor)
+    assert then.get_requested_partitions(dg.AssetKey(["enrich", "documents"])) == {"1", "2"}
 
 
 def test_a_metric_that_is_taken_away_leaves_the_lake_writable_and_one_that_comes_back_fills_its_column(
