@@ -61,7 +61,7 @@ class LakeResource(dg.ConfigurableResource):
 
     def ledger(self) -> Ledger:
         """What was claimed until now."""
-        return Ledger(self.lake).refresh()
+        return Ledger(self.lake, self.sources).refresh()
 
     def client(self) -> OpenSearch:
         """A client of OPENSEARCH_URL, or of the local node that runs.

@@ -108,7 +108,8 @@ class Road:
         self.land(objects)
         batches = self.claim()
         for batch in batches:
-            assert self.run(batch).success
+            result = self.run(batch)
+            assert result.success, sentence(result)
         return batches
 
     def state(self) -> State:

@@ -1,13 +1,16 @@
 """The clean zone: text and id, the source of truth."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import polars as pl
 from dagster import AssetExecutionContext
 
 from lake_assets.contracts import CleanDocuments
+from lake_assets.engineering.indexing import taken_rows
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
-from lake_assets.lake.tables import Rows, Snapshot, bucketed
+from lake_assets.lake.batches import Takeover
+from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
 
 
 @table_asset("clean/documents", "engineering", ["indexing/documents", "opensearch/documents"], CleanDocuments)
@@ -21,19 +24,20 @@ def clean_documents(context: AssetExecutionContext, lake: LakeResource) -> Updat
 
 def _documents(lake: LakeResource, batch: int):
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
-        owned, replaced = lake.ledger().takeover(batch, snapshot)
-        return replaced, _rows(lake, snapshot, owned, replaced)
+        taken = lake.ledger().takeover(batch)
+        documents = lake.lake.read("indexing/documents").scan([batch])
+        receipts = lake.lake.read("opensearch/documents").scan([batch])
+        mine = taken_rows(lake, taken)
+        replaced = [batch, *snapshot.batches_of(taken.earlier, mine)]
+        return replaced, chain(_accepted(taken, documents, receipts), snapshot.others(replaced, mine))
 
     return compute
 
 
-def _rows(lake: LakeResource, snapshot: Snapshot, owned: pl.DataFrame, replaced: list[int]) -> Iterator[pl.DataFrame]:
-    batch = replaced[0]
-    documents = lake.lake.read("indexing/documents")
-    receipts = lake.lake.read("opensearch/documents")
-    for part in bucketed(documents.count([batch]), "key"):
-        ids = receipts.scan([batch]).filter(part).select("path", "key", "id").collect()
-        fresh = documents.scan([batch]).filter(part, pl.col("path").is_in(owned["path"].implode()))
-        for piece in fresh.collect_batches(chunk_size=50_000, maintain_order=False, lazy=True):
+def _accepted(taken: Takeover, documents: pl.LazyFrame, receipts: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """Joins the documents of the owned objects with the ids of their receipts, a part of the keys at a time."""
+    for part in bucketed(documents.select(pl.len()).collect().item(), "key"):
+        ids = receipts.filter(part).select("path", "key", "id").collect()
+        fresh = documents.filter(part, pl.col("path").is_in(taken.objects["path"].implode()))
+        for piece in fresh.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True):
             yield piece.join(ids, on=["path", "key"], how="inner")
-    yield from snapshot.others(replaced, owned["path"])

@@ -7,8 +7,10 @@ from dagster import AssetExecutionContext
 
 from lake_assets.contracts import IndexingDocuments
 from lake_assets.engineering.quarantine import refuse
+from lake_assets.index.ids import source_ids
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
-from lake_assets.lake.tables import Rows, Snapshot
+from lake_assets.lake.batches import IS_INCREMENT, Takeover
+from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot
 from lake_assets.text.documents import DocumentReader
 
 
@@ -17,29 +19,96 @@ def indexing_documents(context: AssetExecutionContext, lake: LakeResource) -> Up
     """Turns records into documents: decoded, parsed, repaired, markup removed, keyed and hashed.
 
     One row per document, partitioned by batch. A batch holds all documents of the objects it owns; in the same commit
-    the rows that older batches held of those objects go. Records that are no document go to the quarantine, one by one.
+    the rows that older batches held of those objects go. Where a source's keys are unique, the rows of older records of
+    the same keys go in a second one. Records that are no document go to the quarantine, one by one.
     """
-    return Updates(lake.lake.table("indexing/documents"), (_documents(lake, batch) for batch in batches(context)))
+    computes = ((_documents(lake, batch), _older_records(lake, batch)) for batch in batches(context))
+    return Updates(lake.lake.table("indexing/documents"), (compute for both in computes for compute in both))
 
 
 def _documents(lake: LakeResource, batch: int):
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
-        owned, replaced = lake.ledger().takeover(batch, snapshot)
-        return replaced, _rows(lake, snapshot, owned, replaced)
+        taken = lake.ledger().takeover(batch)
+        replaced = [batch, *snapshot.batches_of(taken.earlier, taken.rows())]
+        return replaced, _rows(lake, snapshot, taken, replaced)
 
     return compute
 
 
-def _rows(lake: LakeResource, snapshot: Snapshot, owned: pl.DataFrame, replaced: list[int]) -> Iterator[pl.DataFrame]:
+def _rows(lake: LakeResource, snapshot: Snapshot, taken: Takeover, replaced: list[int]) -> Iterator[pl.DataFrame]:
     """Hands out the documents of the owned objects, then what older batches keep."""
-    batch = replaced[0]
     reader = DocumentReader(lake.sources)
-    landed = owned.filter(pl.col("state") == "landed").select("path", "etag")
+    newest = _Newest(lake, snapshot, taken)
     refused = []
-    for piece in lake.lake.read("raw/records").ordered_pieces(batch):
-        documents, failed = reader.read(piece.join(landed, on=["path", "etag"], how="semi", maintain_order="left"))
+    for piece in lake.lake.read("raw/records").ordered_pieces(taken.batch):
+        documents, failed = reader.read(
+            piece.join(taken.landed, on=["path", "etag"], how="semi", maintain_order="left")
+        )
         refused.append(failed)
-        yield documents.with_columns(batch=pl.lit(batch, pl.Int64)).select(list(IndexingDocuments.columns()))
-    earlier = lake.ledger().earlier(batch)
-    refuse(lake.lake, "indexing/documents", batch, refused, owned["path"], earlier)
-    yield from snapshot.others(replaced, owned["path"])
+        yield (
+            newest.of(documents)
+            .with_columns(batch=pl.lit(taken.batch, pl.Int64))
+            .select(list(IndexingDocuments.columns()))
+        )
+    refuse(lake.lake, "indexing/documents", taken.batch, refused, taken)
+    yield from snapshot.others(replaced, taken.rows())
+
+
+class _Newest:
+    """Leaves out records of which there is a newer one, where keys are unique in their source."""
+
+    def __init__(self, lake: LakeResource, snapshot: Snapshot, taken: Takeover) -> None:
+        self.scope = lake.sources.scope()
+        self.is_needed = taken.has_increments
+        self.seen = _keys(snapshot, taken.later, self.scope).collect()
+
+    def of(self, documents: pl.DataFrame) -> pl.DataFrame:
+        """Gives those of a piece that no newer batch, and no object that was read before, holds the key of."""
+        if not self.is_needed:
+            return documents
+        scoped = documents.with_columns(scope=self.scope).unique(["scope", "key"], keep="first", maintain_order=True)
+        scoped = scoped.join(self.seen, on=["scope", "key"], how="anti", maintain_order="left")
+        self.seen = pl.concat([self.seen, scoped.filter(IS_INCREMENT).select("scope", "key")])
+        return scoped.drop("scope")
+
+
+def _older_records(lake: LakeResource, batch: int):
+    """Takes out of older batches the records whose keys this one holds anew, where keys are unique in their source."""
+
+    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+        taken = lake.ledger().takeover(batch)
+        if not taken.has_increments or not taken.earlier:
+            return None
+        scope = lake.sources.scope()
+        held = snapshot.scan(taken.earlier).with_columns(scope=scope)
+        older = held.join(_keys(snapshot, [batch], scope), on=["scope", "key"], how="semi")
+        older = older.select("batch", "path", "key").collect()
+        replaced = older["batch"].unique().sort().to_list()
+        kept = snapshot.scan(replaced).join(older.lazy(), on=["batch", "path", "key"], how="anti")
+        return (
+            (replaced, kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True))
+            if replaced
+            else None
+        )
+
+    return compute
+
+
+def taken_rows(lake: LakeResource, taken: Takeover) -> pl.Expr:
+    """Tells of each row of a table with ids whether a batch writes it or takes it out; by `batch`, `path` and `id`.
+
+    What a newer batch holds the key of stays until that one takes it, so that nothing is missing meanwhile.
+    """
+    if not taken.has_increments:
+        return taken.rows()
+    documents, scope = lake.lake.read("indexing/documents"), lake.sources.scope()
+    mine, newer = (
+        source_ids(names["scope"], names["key"]).implode()
+        for names in (_keys(documents, batches, scope).collect() for batches in ([taken.batch], taken.later))
+    )
+    return taken.rows() & ~pl.col("id").is_in(newer) | pl.col("id").is_in(mine)
+
+
+def _keys(snapshot: Snapshot, batches: list[int], scope: pl.Expr) -> pl.LazyFrame:
+    """Gives scope and key of each document of some batches whose key is unique in its source."""
+    return snapshot.scan(batches).with_columns(scope=scope).filter(IS_INCREMENT).select("scope", "key")

@@ -1,7 +1,7 @@
 """OpenSearch: documents delivered, delivered again with their metrics, and the state of the index."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -9,6 +9,7 @@ import polars as pl
 from dagster import AssetExecutionContext
 
 from lake_assets.contracts import OpenSearchDocuments, OpenSearchIndex, OpenSearchMetrics
+from lake_assets.engineering.indexing import taken_rows
 from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
@@ -16,7 +17,7 @@ from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
 from lake_assets.index.present import ids_of_objects
 from lake_assets.index.whole import document_columns, metric_fields, version_of, whole_hashes, with_metrics
 from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
-from lake_assets.lake.tables import Rows, Snapshot, bucketed
+from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
 
 # What failed, because OpenSearch was down say, is tried again every five minutes.
 RETRY = (
@@ -25,6 +26,7 @@ RETRY = (
     & ~dg.AutomationCondition.in_progress()
 )
 RECEIPT = list(OpenSearchDocuments.columns())
+Waiting = deque[tuple[pl.DataFrame, pl.DataFrame]]
 
 
 @table_asset("opensearch/documents", "engineering", ["indexing/documents"], OpenSearchDocuments,
@@ -51,13 +53,14 @@ class _Delivery:
         self.lake, self.batch, self.sent = lake, batch, sent
 
     def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
-        self.ledger = self.lake.ledger()
-        self.owned = self.ledger.owned(self.batch)
-        self.older = snapshot.batches_of(self.ledger.earlier(self.batch), self.owned["path"])
-        known = snapshot.scan([self.batch, *self.older]).filter(pl.col("path").is_in(self.owned["path"].implode()))
-        self.known = known.select(RECEIPT).collect()
+        self.taken = self.lake.ledger().takeover(self.batch)
+        self.documents = self.lake.lake.read("indexing/documents")
+        self.mine = taken_rows(self.lake, self.taken)
+        self.older = snapshot.batches_of(self.taken.earlier, self.mine)
+        self.known = snapshot.scan([self.batch, *self.older]).filter(self.mine).select(RECEIPT).collect()
         # An earlier run may have died between sending and noting: of these paths the index itself is asked.
-        self.unnoted = sorted(set(self.ledger.claimed_before(self.batch)["path"]) - set(self.known["path"]))
+        claimed = self.lake.ledger().claimed_before(self.batch)["path"]
+        self.unnoted = sorted(set(claimed) & set(self.taken.whole) - set(self.known["path"]))
         self.version = version_of(self.lake.lake, self.batch)
         return [self.batch, *self.older], self.rows(snapshot)
 
@@ -66,58 +69,44 @@ class _Delivery:
         client = self.lake.client()
         alias = self.lake.settings.opensearch_alias
         index = ensure_index(client, alias, metric_fields(self.lake.lake.read("enrich/documents")))
-        waiting: deque[pl.DataFrame] = deque()
+        waiting: Waiting = deque()
         present: list[pl.Series] = []
         refused: list[pl.DataFrame] = []
-        for answer in deliver(client, alias, self._changed(waiting, present)):
-            yield from self._judge(waiting, answer, index, refused)
-        yield from waiting
+        answers = deliver(client, alias, self._changed(index, waiting, present))
+        yield from _receipts(answers, waiting, RECEIPT, refused, self.sent)
         self._delete_vanished(client, alias, present, refused)
         make_searchable(client, alias)
-        earlier = self.ledger.earlier(self.batch)
-        refuse(self.lake.lake, "opensearch/documents", self.batch, refused, self.owned["path"], earlier)
-        yield from snapshot.others([self.batch, *self.older], self.owned["path"])
+        etags = self.taken.objects.select("path", "etag")
+        refuse(
+            self.lake.lake, "opensearch/documents", self.batch, [f.join(etags, on="path") for f in refused], self.taken
+        )
+        yield from snapshot.others([self.batch, *self.older], self.mine)
 
-    def _changed(self, waiting: deque[pl.DataFrame], present: list[pl.Series]) -> Iterator[pl.DataFrame]:
+    def _changed(self, index: str, waiting: Waiting, present: list[pl.Series]) -> Iterator[pl.DataFrame]:
         """Hands out what must be sent, and leaves in `waiting` what its receipts need, in the same order."""
         enrich = self.lake.lake.read("enrich/documents").frame(self.older) if self.older else None
-        for piece in self.lake.lake.read("indexing/documents").pieces([self.batch]):
-            piece = piece.filter(pl.col("path").is_in(self.owned["path"].implode()))
-            piece = piece.with_columns(id=source_ids(piece["path"], piece["key"]))
+        own = {"batch": pl.lit(self.batch, pl.Int64), "index": pl.lit(index)}
+        for piece in self.documents.pieces([self.batch]):
+            piece = piece.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
+            scopes = piece.select(scope=self.lake.sources.scope())["scope"]
+            piece = piece.with_columns(id=source_ids(scopes, piece["key"]))
             if self.known.height or self.unnoted:
                 present.append(piece["id"])
             same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
-            carried = same.with_columns(batch=pl.lit(self.batch, pl.Int64))
             piece = piece.join(same.select("id"), on="id", how="anti", maintain_order="left")
-            self.sent["carried_over"] += carried.height
-            waiting.append(carried.select(RECEIPT))
-            waiting.append(piece.select("id", "path", "key", "record", "document_hash"))
+            self.sent["carried_over"] += same.height
+            waiting.append((same.with_columns(batch=own["batch"]), piece.with_columns(**own)))
             whole = with_metrics(piece, enrich) if enrich is not None else piece
             yield document_columns(whole).with_columns(
                 version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
             )
 
-    def _judge(
-        self, waiting: deque[pl.DataFrame], answer: pl.DataFrame, index: str, refused: list[pl.DataFrame]
-    ) -> Iterator[pl.DataFrame]:
-        """Joins an answer to what was sent: receipts of what is there, and the rest for the quarantine."""
-        yield waiting.popleft()
-        sent = waiting.popleft().with_columns(answer.select("version", "result", "reason", "detail"))
-        failed = sent.filter(pl.col("result") == "refused")
-        if failed.height:
-            etags = self.owned.select("path", "etag")
-            refused.append(failed.join(etags, on="path", how="left"))
-        taken = sent.filter(pl.col("result") != "refused")
-        self.sent["sent"] += taken.height
-        self.sent["refused"] += failed.height
-        yield taken.with_columns(batch=pl.lit(self.batch, pl.Int64), index=pl.lit(index)).select(RECEIPT)
-
     def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
-        """Deletes what the index held of the owned objects, and no longer has a document that it accepts."""
-        held = pl.concat([self.known["id"], ids_of_objects(client, alias, self.unnoted)]).unique()
+        """Deletes what the index held of the owned objects and no longer has a document, and what it has refused."""
+        held = pl.concat([self.known["id"], ids_of_objects(client, alias, self.unnoted)])
         kept = pl.concat([held.clear(), *present])
-        failed = pl.concat([held.clear(), *(frame["id"] for frame in refused)])
-        gone = held.filter(~held.is_in(kept.implode()) | held.is_in(failed.implode())).to_frame()
+        gone = pl.concat([held.filter(~held.is_in(kept.implode())), *(frame["id"] for frame in refused)])
+        gone = gone.unique().to_frame()
         deletes = gone.select(
             "id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation")
         )
@@ -153,9 +142,10 @@ class _Metrics:
         self.enrich = self.lake.lake.read("enrich/documents")
         earlier = self.lake.ledger().earlier(self.batch)
         self.batches = [self.batch, *snapshot.stale(earlier, self.clean)]
+        wanted = self.clean.scan(self.batches).select("id")
         received = self.lake.lake.read("opensearch/documents").scan([self.batch, *earlier])
         # What the first delivery has sent since came without metrics: only a later second delivery counts.
-        later = received.select("id", received="version").unique("id")
+        later = received.join(wanted, on="id", how="semi").select("id", received="version").unique("id")
         known = (
             snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
         )
@@ -170,40 +160,57 @@ class _Metrics:
         fields = metric_fields(self.enrich)
         ensure_index(client, alias, fields)
         extend_mapping(client, alias, fields)
-        waiting: deque[pl.DataFrame] = deque()
+        waiting: Waiting = deque()
         refused: list[pl.DataFrame] = []
-        columns = list(OpenSearchMetrics.columns())
-        for answer in deliver(client, alias, self._changed(list(fields), waiting)):
-            yield waiting.popleft()
-            sent = waiting.popleft().with_columns(answer.select("version", "result", "reason", "detail"))
-            refused.append(sent.filter(pl.col("result") == "refused"))
-            taken = sent.filter(pl.col("result") != "refused")
-            self.sent["sent"] += taken.height
-            self.sent["refused"] += refused[-1].height
-            yield taken.select(columns)
-        yield from waiting
+        answers = deliver(client, alias, self._changed(list(fields), waiting))
+        yield from _receipts(answers, waiting, list(OpenSearchMetrics.columns()), refused, self.sent)
         make_searchable(client, alias)
-        owners = self.lake.ledger().owners().select("path", "etag")
-        refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(owners, on="path") for f in refused])
+        etags = self.lake.ledger().owners().select("path", "etag")
+        refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(etags, on="path") for f in refused])
 
-    def _changed(self, metrics: list[str], waiting: deque[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        columns = list(OpenSearchMetrics.columns())
+    def _changed(self, metrics: list[str], waiting: Waiting) -> Iterator[pl.DataFrame]:
         for part in bucketed(self.clean.count(self.batches), "id"):
             enrich = self.enrich.scan(self.batches).filter(part).collect()
             known = self.known.filter(part)
             documents = self.clean.scan(self.batches).filter(part)
-            for piece in documents.collect_batches(chunk_size=50_000, maintain_order=False, lazy=True):
+            for piece in documents.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True):
                 whole = with_metrics(piece, enrich).filter(pl.any_horizontal(pl.col(metrics).is_not_null()))
                 whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics))
                 kept = known.drop("batch").join(whole.select("batch", "id", "whole_hash"), on=["id", "whole_hash"])
                 whole = whole.join(kept, on="id", how="anti", maintain_order="left")
                 self.sent["carried_over"] += kept.height
-                waiting.append(kept.select(columns))
-                waiting.append(whole.select("batch", "id", "path", "record", "whole_hash"))
+                waiting.append((kept, whole))
                 # A document's own batch counts, also where a newer one sends it: its own may send it again.
                 yield document_columns(whole, metrics).with_columns(
                     version=whole["batch"] * 2**32 + self.version, operation=pl.lit("index")
                 )
+
+
+def _receipts(
+    answers: Iterable[pl.DataFrame],
+    waiting: Waiting,
+    columns: list[str],
+    refused: list[pl.DataFrame],
+    sent: dict[str, int],
+) -> Iterator[pl.DataFrame]:
+    """Joins each answer to what was sent: hands out the receipts of what the index holds, and counts.
+
+    Args:
+        answers: of `deliver`.
+        waiting: for each answer the receipts that are carried over, and the rows that were sent.
+        columns: of a receipt.
+        refused: takes what the server refused, with its reason.
+        sent: counts `sent` and `refused`.
+    """
+    for answer in answers:
+        carried, asked = waiting.popleft()
+        yield carried.select(columns)
+        asked = asked.with_columns(answer.select("version", "result", "reason", "detail"))
+        taken = asked.filter(pl.col("result") != "refused")
+        refused.append(asked.filter(pl.col("result") == "refused"))
+        sent["sent"] += taken.height
+        sent["refused"] += refused[-1].height
+        yield taken.select(columns)
 
 
 @dg.asset(

@@ -8,6 +8,7 @@ from dagster import AssetExecutionContext
 
 from lake_assets.contracts import QuarantineRecords
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
+from lake_assets.lake.batches import Takeover
 from lake_assets.lake.tables import Lake, Rows, Snapshot
 
 STAGES = ["raw/records", "indexing/documents", "opensearch/documents", "opensearch/metrics"]
@@ -19,8 +20,7 @@ def refuse(
     stage: str,
     batch: int,
     refused: Sequence[pl.DataFrame],
-    owned: pl.Series | None = None,
-    earlier: Sequence[int] = (),
+    taken: Takeover | None = None,
 ) -> None:
     """Replaces what one stage refused of one batch; nothing is committed where nothing was and is refused.
 
@@ -29,20 +29,20 @@ def refuse(
         stage: the asset that refused.
         batch: the batch it worked on.
         refused: frames of path, etag, record, reason, detail.
-        owned: paths that the batch owns, where only these count: what was refused of the others stays, and what older
+        taken: what the batch owns, where only that counts: what was refused of other objects stays, and what older
             batches have refused of these goes, as their documents do. All of the batch, if None.
-        earlier: the batches that once owned these paths.
     """
     rows = pl.concat([pl.DataFrame(schema=REFUSED), *(frame.select(list(REFUSED)) for frame in refused)])
 
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
-        present = snapshot.frame([batch, *earlier]).select(list(QuarantineRecords.columns()))
-        mine = pl.col("batch") == batch if owned is None else pl.col("path").is_in(owned.implode())
-        others = present.filter(~(mine & (pl.col("stage") == stage)))
+        mine = (pl.col("stage") == stage) & (taken.rows() if taken else pl.col("batch") == batch)
+        replaced = sorted({batch, *snapshot.batches_of(taken.earlier if taken else [], mine)})
+        present = snapshot.frame(replaced).select(list(QuarantineRecords.columns()))
+        others = present.filter(~mine)
         if rows.is_empty() and others.height == present.height:
             return None
         named = rows.with_columns(batch=pl.lit(batch, pl.Int64), stage=pl.lit(stage), state=pl.lit("refused"))
-        return [batch, *earlier], [others, named.select(others.columns)]
+        return replaced, [others, named.select(others.columns)]
 
     lake.table("quarantine/records").replace(compute)
 

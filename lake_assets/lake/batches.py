@@ -1,6 +1,7 @@
 """Batches: which objects are claimed together, and which batch owns which path.
 
-raw/objects is the manifest, the ledger and the sensor's memory. A path belongs to the newest batch that claimed it.
+raw/objects is the manifest, the ledger and the sensor's memory. A path belongs to the newest batch that claimed it;
+where keys are unique in their source, a key belongs to the newest batch that holds it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from lake_assets.text.sources import Sources
 CLAIMS = "lake_assets/claims"  # every claim carries it, so that of two that race one must look again
 LONGEST_WAITS = 10  # times LAKE_BATCH_WAIT_SECONDS
 LEDGER = ["batch", "path", "etag", "size_bytes", "state", "claimed_at"]
+NOTHING_DECLARED = Sources()
+IS_INCREMENT = pl.col("scope") != pl.col("path")
 
 
 class Ledger:
     """What was ever claimed: raw/objects, read once and then only its newer batches."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, sources: Sources = NOTHING_DECLARED) -> None:
         self.lake = lake
+        self.scope = sources.scope()
         self.rows = Snapshot(None, lake.table("raw/objects").contract).frame(columns=LEDGER)
         self.version = -1
 
@@ -55,8 +59,13 @@ class Ledger:
         return self._owners
 
     def owned(self, batch: int) -> pl.DataFrame:
-        """Gives the objects that a batch claimed and still owns."""
-        return self.owners().filter(pl.col("batch") == batch)
+        """Gives the objects that a batch claimed and still owns, and the `scope` of their keys.
+
+        A newer version takes an object over, but not where keys are unique in their source: there each version counts.
+        """
+        newest = self.owners().filter(pl.col("batch") == batch)["path"]
+        claimed = self.claimed(batch).with_columns(scope=self.scope)
+        return claimed.filter(pl.col("path").is_in(newest.implode()) | IS_INCREMENT)
 
     def claimed(self, batch: int) -> pl.DataFrame:
         """Gives the objects that a batch claimed, also those that a newer batch has taken over."""
@@ -67,18 +76,58 @@ class Ledger:
         return self.claimed(batch)["claimed_at"][0]
 
     def claimed_before(self, batch: int) -> pl.DataFrame:
-        """Gives the earlier versions of the objects that a batch owns: what older batches claimed of their paths."""
-        paths = self.owned(batch)["path"]
-        return self.rows.filter((pl.col("batch") < batch) & pl.col("path").is_in(paths.implode()))
+        """Gives what older batches claimed in the scopes of the objects that a batch owns: their older versions."""
+        return self._claimed_in(self.owned(batch)["scope"], pl.col("batch") < batch)
 
     def earlier(self, batch: int) -> list[int]:
-        """Finds the batches that once owned a path that this one owns now."""
-        return self.claimed_before(batch)["batch"].unique().sort().to_list()
+        """Finds the older batches that may hold documents that this one owns now."""
+        return _numbers(self.claimed_before(batch))
 
-    def takeover(self, batch: int, held: Snapshot) -> tuple[pl.DataFrame, list[int]]:
-        """Gives the objects that a batch owns, and the batches whose rows of a table a run of it replaces: it first."""
+    def takeover(self, batch: int) -> Takeover:
+        """Tells what a batch owns, and where older and newer rows of the same documents may be."""
         owned = self.owned(batch)
-        return owned, [batch, *held.batches_of(self.earlier(batch), owned["path"])]
+        newer = self._claimed_in(owned.filter(IS_INCREMENT)["scope"], pl.col("batch") > batch)
+        return Takeover(batch, owned, self.earlier(batch), _numbers(newer))
+
+    def _claimed_in(self, scopes: pl.Series, batches: pl.Expr) -> pl.DataFrame:
+        return self.rows.filter(batches, self.scope.is_in(scopes.unique().implode()))
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What a batch owns, and where older and newer rows of the same documents may be.
+
+    Attributes:
+        batch: its number.
+        objects: path, etag, state, scope, … of the objects it owns.
+        earlier: the older batches that may hold documents that this one owns now.
+        later: newer batches of sources whose keys are unique, which may hold newer records of the same keys.
+    """
+
+    batch: int
+    objects: pl.DataFrame
+    earlier: list[int]
+    later: list[int]
+
+    @property
+    def landed(self) -> pl.DataFrame:
+        """The objects, by path and etag, whose documents it holds: all but those that are gone."""
+        return self.objects.filter(pl.col("state") == "landed").select("path", "etag")
+
+    @property
+    def whole(self) -> pl.Series:
+        """The paths of which no older batch keeps anything."""
+        return self.objects.filter(~IS_INCREMENT)["path"]
+
+    @property
+    def has_increments(self) -> bool:
+        """Whether single documents are taken over, by their keys."""
+        return len(self.whole) < self.objects.height
+
+    def rows(self) -> pl.Expr:
+        """Tells of each row of a table, by `batch` and `path`, whether this batch writes it or takes it out."""
+        own = (pl.col("batch") == self.batch) & pl.col("path").is_in(self.objects["path"].implode())
+        return own | pl.col("path").is_in(self.whole.implode())
 
 
 @dataclass(frozen=True)
@@ -160,3 +209,7 @@ def _numbered(fresh: pl.DataFrame, last: int, now: dt.datetime) -> pl.DataFrame:
     return fresh.select(
         (pl.col("part").cast(pl.Int64) + last + 1).alias("batch"), pl.exclude("part"), claimed_at.alias("claimed_at")
     )
+
+
+def _numbers(claims: pl.DataFrame) -> list[int]:
+    return claims["batch"].unique().sort().to_list()

@@ -111,15 +111,20 @@ class Snapshot:
             yield from piece.iter_slices(PIECE_ROWS)
 
     def ordered_pieces(self, batch: int) -> Iterator[pl.DataFrame]:
-        """Reads one batch by path and record, about PIECE_ROWS at a time; the writer does not keep the order."""
+        """Reads one batch, the last path first and its records in order, about PIECE_ROWS at a time.
+
+        The writer does not keep the order. Newer exports mostly have the greater names.
+        """
         scan = self.scan([batch])
         paths: list[str] = []
         rows = 0
         for path, count, last in (
-            scan.group_by("path").agg(pl.len(), pl.col("record").max()).sort("path").collect().rows()
+            scan.group_by("path").agg(pl.len(), pl.col("record").max()).sort("path", descending=True).collect().rows()
         ):
             if paths and rows + count > PIECE_ROWS:
-                yield scan.filter(pl.col("path").is_in(paths)).collect().sort("path", "record")
+                yield (
+                    scan.filter(pl.col("path").is_in(paths)).sort("path", "record", descending=[True, False]).collect()
+                )
                 paths, rows = [], 0
             if count <= PIECE_ROWS:
                 paths.append(path)
@@ -129,12 +134,12 @@ class Snapshot:
                 part = pl.col("record").is_between(first, first + PIECE_ROWS, closed="left")
                 yield scan.filter(pl.col("path") == path, part).collect().sort("record")
         if paths:
-            yield scan.filter(pl.col("path").is_in(paths)).collect().sort("path", "record")
+            yield scan.filter(pl.col("path").is_in(paths)).sort("path", "record", descending=[True, False]).collect()
 
-    def others(self, batches: Sequence[int], paths: pl.Series) -> Iterator[pl.DataFrame]:
-        """Reads what some batches hold of other paths than these: what stays when a newer batch takes these over."""
+    def others(self, batches: Sequence[int], taken: pl.Expr) -> Iterator[pl.DataFrame]:
+        """Reads what some batches hold beside the rows that are taken: what stays when a newer batch takes those."""
         if len(batches):
-            kept = self.scan(batches).filter(~pl.col("path").is_in(paths.implode()))
+            kept = self.scan(batches).filter(~taken)
             yield from kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True)
 
     def stale(self, batches: Sequence[int], clean: Snapshot) -> list[int]:
@@ -145,11 +150,11 @@ class Snapshot:
         left = held.join(wanted, on=["batch", "id"], how="anti").select(pl.col("batch").unique()).collect()
         return sorted(left.to_series().to_list())
 
-    def batches_of(self, candidates: Sequence[int], paths: pl.Series) -> list[int]:
-        """Finds which of the candidate batches hold rows of these paths."""
-        if not len(candidates) or not len(paths):
+    def batches_of(self, candidates: Sequence[int], rows: pl.Expr) -> list[int]:
+        """Finds which of the candidate batches hold such rows."""
+        if not len(candidates):
             return []
-        found = self.scan(candidates).filter(pl.col("path").is_in(paths.implode())).select(pl.col("batch").unique())
+        found = self.scan(candidates).filter(rows).select(pl.col("batch").unique())
         return sorted(found.collect().to_series().to_list())
 
 

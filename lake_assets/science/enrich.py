@@ -65,7 +65,8 @@ def _join(
     for part in bucketed(clean.count(replaced), "id"):
         joined = clean.scan(replaced).filter(part).select("batch", "id", "text_hash").collect()
         for name, scan in tables.items():
-            measured = scan.filter(part).select("batch", "id", "text_hash", *metrics[name].columns).collect()
+            measured = scan.filter(part).select("batch", "id", "text_hash", *metrics[name].columns)
+            measured = measured.join(joined.lazy(), on=["id", "text_hash"], how="semi").collect()
             newest = measured.sort("batch", descending=True).unique(["id", "text_hash"], keep="first").drop("batch")
             joined = joined.join(newest, on=["id", "text_hash"], how="left")
         yield joined.select(columns)

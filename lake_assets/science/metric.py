@@ -167,8 +167,13 @@ def _rows_of(lake: LakeResource, item: Metric, batch: int, counts: dict[str, int
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
         clean = lake.lake.read("clean/documents")
         earlier = lake.ledger().earlier(batch)
-        known = snapshot.scan([batch, *earlier]).filter(pl.col("metric_version") == item.version).collect()
         replaced = [batch, *snapshot.stale(earlier, clean)]
+        measured = snapshot.scan([batch, *earlier]).filter(pl.col("metric_version") == item.version)
+        known = (
+            measured.join(clean.scan(replaced), on=["id", "text_hash"], how="semi")
+            .unique(["id", "text_hash"])
+            .collect()
+        )
         return replaced, _measure(item, clean, replaced, known, lake.settings.lake_workers, counts)
 
     return compute

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lake_assets.errors import SourcesRefused
 
@@ -58,6 +59,7 @@ class Source(BaseModel):
     created_at: tuple[str, ...] | None = None
     encoding: str | None = None
     deletes: bool = False
+    unique_keys: bool = False
 
     @field_validator(*ROLES, mode="before")
     @classmethod
@@ -88,11 +90,17 @@ class Source(BaseModel):
             raise ValueError("must be UTF-16, or an encoding that contains ASCII, for instance cp1252") from None
         return encoding
 
+    @model_validator(mode="after")
+    def _counts_one_way(self) -> Source:
+        if self.unique_keys and self.deletes:
+            raise ValueError("cannot have `deletes` with `unique_keys`: what an increment lacks, others may hold")
+        return self
+
 
 # The source of every object that no prefix covers.
 UNDECLARED = Source.model_construct(
     name="undeclared", prefix="", format=None, key=None, text=None, title=None, author=None, created_at=None,
-    encoding=None, deletes=False,
+    encoding=None, deletes=False, unique_keys=False,
 )  # fmt: skip
 
 
@@ -111,6 +119,20 @@ class Sources:
             if object_path.startswith(source.prefix):
                 return source
         return UNDECLARED
+
+    def scope(self) -> pl.Expr:
+        """Gives what the keys of an object's records are unique in, from a column `path`; String.
+
+        It is the object, hence its path; where the source's keys are unique across its objects, the source's prefix.
+        """
+        path = pl.col("path")
+        if not any(source.unique_keys for source in self.declared):
+            return path
+        scope: pl.Expr = path
+        for source in reversed(self.declared):  # the longest prefix is asked first
+            within = pl.lit(source.prefix) if source.unique_keys else path
+            scope = pl.when(path.str.starts_with(source.prefix)).then(within).otherwise(scope)
+        return scope
 
 
 def load_sources(path: Path) -> Sources:

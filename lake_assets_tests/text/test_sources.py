@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from lake_assets.errors import SourcesRefused
-from lake_assets.text.sources import UNDECLARED, format_of_content, format_of_name, load_sources
+from lake_assets.text.sources import UNDECLARED, Sources, format_of_content, format_of_name, load_sources
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,6 +53,7 @@ def test_the_longest_prefix_wins_whatever_the_order(tmp_path: Path) -> None:
         ("[[source]]\nname='x'\nprefix='p'\nencoding='no\\u0000'\n", "sources.toml"),
         ("[[source]]\nname='x'\nprefix='p'\n[[source]]\nname='x'\nprefix='q'\n", "the name 'x' twice"),
         ("[[source]]\nname='x'\nprefix='p'\n[[source]]\nname='y'\nprefix='p'\n", "the prefix 'p' twice"),
+        ("[[source]]\nname='x'\nprefix='p'\ndeletes=true\nunique_keys=true\n", "`deletes` with `unique_keys`"),
         ("[source]\nname='x'\n", "[[source]]"),
         ("sauce = 1\n", "unknown: sauce"),
         ("[[source]\n", "is not TOML"),
@@ -77,3 +79,16 @@ def test_the_content_tells_the_format_where_the_name_does_not() -> None:
     assert format_of_content("<!DOCTYPE html><p>") == "html"
     assert format_of_content("Dear {name}") == "txt"
     assert format_of_content("") == "txt"
+
+
+def test_the_scope_of_a_key_is_its_object_or_the_source_where_keys_are_unique(tmp_path: Path) -> None:
+    paths = pl.DataFrame({"path": ["a.jsonl", "crm/1.jsonl", "crm/notes/1.jsonl", "crm/notes/old/1.jsonl", "Crm/1"]})
+    unique = "unique_keys = true\n"
+    sources = declared(
+        tmp_path,
+        f"[[source]]\nname='x'\nprefix='crm/'\n{unique}[[source]]\nname='y'\nprefix='crm/notes/'\n"
+        f"[[source]]\nname='z'\nprefix='crm/notes/old/'\n{unique}",
+    )
+    scopes = paths.select(sources.scope()).to_series().to_list()
+    assert scopes == ["a.jsonl", "crm/", "crm/notes/1.jsonl", "crm/notes/old/", "Crm/1"]
+    assert paths.select(Sources().scope()).to_series().to_list() == paths["path"].to_list()
