@@ -60,7 +60,7 @@ class _Newest:
     def __init__(self, lake: LakeResource, snapshot: Snapshot, taken: Takeover) -> None:
         self.scope = lake.sources.scope()
         self.is_needed = taken.has_increments
-        self.seen = _keys(snapshot, taken.later, self.scope).collect()
+        self.seen = _keys(snapshot, taken.later, lake).select("scope", "key").collect()
 
     def of(self, documents: pl.DataFrame) -> pl.DataFrame:
         """Gives those of a piece that no newer batch, and no object that was read before, holds the key of."""
@@ -73,23 +73,23 @@ class _Newest:
 
 
 def _older_records(lake: LakeResource, batch: int):
-    """Takes out of older batches the records whose keys this one holds anew, where keys are unique in their source."""
+    """Takes out records of which a newer batch holds another, where keys are unique in their source.
+
+    Both look, the newer batch and the older one that was written beside it: who comes last sees the other.
+    """
 
     def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
         taken = lake.ledger().takeover(batch)
-        if not taken.has_increments or not taken.earlier:
+        if not taken.has_increments:
             return None
-        scope = lake.sources.scope()
-        held = snapshot.scan(taken.earlier).with_columns(scope=scope)
-        older = held.join(_keys(snapshot, [batch], scope), on=["scope", "key"], how="semi")
-        older = older.select("batch", "path", "key").collect()
+        newest = _keys(snapshot, [batch, *taken.later], lake).group_by("scope", "key").agg(newest=pl.col("batch").max())
+        held = _keys(snapshot, [*taken.earlier, batch], lake).join(newest, on=["scope", "key"])
+        older = held.filter(pl.col("batch") < pl.col("newest")).select("batch", "path", "key").collect()
+        if older.is_empty():
+            return None
         replaced = older["batch"].unique().sort().to_list()
         kept = snapshot.scan(replaced).join(older.lazy(), on=["batch", "path", "key"], how="anti")
-        return (
-            (replaced, kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True))
-            if replaced
-            else None
-        )
+        return replaced, kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True)
 
     return compute
 
@@ -101,14 +101,13 @@ def taken_rows(lake: LakeResource, taken: Takeover) -> pl.Expr:
     """
     if not taken.has_increments:
         return taken.rows()
-    documents, scope = lake.lake.read("indexing/documents"), lake.sources.scope()
-    mine, newer = (
-        source_ids(names["scope"], names["key"]).implode()
-        for names in (_keys(documents, batches, scope).collect() for batches in ([taken.batch], taken.later))
-    )
+    documents = lake.lake.read("indexing/documents")
+    found = (_keys(documents, batches, lake).collect() for batches in ([taken.batch], taken.later))
+    mine, newer = (source_ids(names["scope"], names["key"]).implode() for names in found)
     return taken.rows() & ~pl.col("id").is_in(newer) | pl.col("id").is_in(mine)
 
 
-def _keys(snapshot: Snapshot, batches: list[int], scope: pl.Expr) -> pl.LazyFrame:
-    """Gives scope and key of each document of some batches whose key is unique in its source."""
-    return snapshot.scan(batches).with_columns(scope=scope).filter(IS_INCREMENT).select("scope", "key")
+def _keys(snapshot: Snapshot, batches: list[int], lake: LakeResource) -> pl.LazyFrame:
+    """Gives batch, path, scope and key of each document of some batches whose key is unique in its source."""
+    scoped = snapshot.scan(batches).with_columns(scope=lake.sources.scope())
+    return scoped.filter(IS_INCREMENT).select("batch", "path", "scope", "key")
