@@ -69,10 +69,11 @@ class _Delivery:
         receipts say may no longer be so.
         """
         scope = self.lake.sources.scope()
-        claims = self.lake.ledger().claimed_before(self.batch).select("batch", scope=scope).unique()
         noted = snapshot.scan(self.taken.earlier).select("batch", scope=scope).unique().collect()
         silent = (
-            claims.join(noted, on=["scope", "batch"], how="anti").group_by("scope").agg(silent=pl.col("batch").max())
+            self.taken.before.join(noted, on=["scope", "batch"], how="anti")
+            .group_by("scope")
+            .agg(silent=pl.col("batch").max())
         )
         doubted = self.known.with_columns(scope=scope).join(silent, on="scope", how="left")
         self.trusted = doubted.filter(pl.col("silent").is_null() | (pl.col("batch") > pl.col("silent"))).select(RECEIPT)

@@ -75,19 +75,16 @@ class Ledger:
         """Tells when a batch was claimed."""
         return self.claimed(batch)["claimed_at"][0]
 
-    def claimed_before(self, batch: int) -> pl.DataFrame:
-        """Gives what older batches claimed in the scopes of the objects that a batch owns: their older versions."""
-        return self._claimed_in(self.owned(batch)["scope"], pl.col("batch") < batch)
-
     def earlier(self, batch: int) -> list[int]:
         """Finds the older batches that may hold documents that this one owns now."""
-        return _numbers(self.claimed_before(batch))
+        return self.takeover(batch).earlier
 
     def takeover(self, batch: int) -> Takeover:
         """Tells what a batch owns, and where older and newer rows of the same documents may be."""
         owned = self.owned(batch)
+        before = self._claimed_in(owned["scope"], pl.col("batch") < batch)
         newer = self._claimed_in(owned.filter(IS_INCREMENT)["scope"], pl.col("batch") > batch)
-        return Takeover(batch, owned, self.earlier(batch), _numbers(newer))
+        return Takeover(batch, owned, before.select("batch", scope=self.scope).unique(), _numbers(newer))
 
     def _claimed_in(self, scopes: pl.Series, batches: pl.Expr) -> pl.DataFrame:
         return self.rows.filter(batches, self.scope.is_in(scopes.unique().implode()))
@@ -100,14 +97,19 @@ class Takeover:
     Attributes:
         batch: its number.
         objects: path, etag, state, scope, … of the objects it owns.
-        earlier: the older batches that may hold documents that this one owns now.
+        before: batch and scope of what older batches claimed in the same scopes: mostly its older versions.
         later: newer batches of sources whose keys are unique, which may hold newer records of the same keys.
     """
 
     batch: int
     objects: pl.DataFrame
-    earlier: list[int]
+    before: pl.DataFrame
     later: list[int]
+
+    @property
+    def earlier(self) -> list[int]:
+        """The older batches that may hold documents that this one owns now."""
+        return _numbers(self.before)
 
     @property
     def landed(self) -> pl.DataFrame:
