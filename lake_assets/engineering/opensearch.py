@@ -15,7 +15,15 @@ from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
 from lake_assets.index.present import ids_of_objects
-from lake_assets.index.whole import document_columns, metric_fields, version_of, whole_hashes, with_metrics
+from lake_assets.index.whole import (
+    STATE_FIELDS,
+    document_columns,
+    metric_fields,
+    metrics_of,
+    version_of,
+    whole_hashes,
+    with_metrics,
+)
 from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
 from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
 
@@ -68,7 +76,9 @@ class _Delivery:
         """Hands out the receipts, while the documents are on their way; then what older batches keep."""
         client = self.lake.client()
         alias = self.lake.settings.opensearch_alias
-        index = ensure_index(client, alias, metric_fields(self.lake.lake.read("enrich/documents")))
+        fields = {**metric_fields(self.lake.lake.read("enrich/documents")), **STATE_FIELDS}
+        index = ensure_index(client, alias, fields)
+        extend_mapping(client, alias, fields)
         waiting: Waiting = deque()
         present: list[pl.Series] = []
         refused: list[pl.DataFrame] = []
@@ -95,9 +105,11 @@ class _Delivery:
             same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
             piece = piece.join(same.select("id"), on="id", how="anti", maintain_order="left")
             self.sent["carried_over"] += same.height
-            waiting.append((same.with_columns(batch=own["batch"]), piece.with_columns(**own)))
             whole = with_metrics(piece, enrich) if enrich is not None else piece
-            yield document_columns(whole).with_columns(
+            metrics = metrics_of(whole)
+            whole = whole.with_columns(**own, whole_hash=whole_hashes(whole, metrics))
+            waiting.append((same.with_columns(batch=own["batch"]), whole))
+            yield document_columns(whole, metrics).with_columns(
                 version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
             )
 
@@ -150,7 +162,7 @@ class _Metrics:
             snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
         )
         self.known = known.drop("received").unique(["id", "whole_hash"]).collect()
-        self.version = version_of(self.lake.lake, 0)
+        self.version = version_of(self.lake.lake, 0, self.clean, self.enrich)
         return self.batches, self.rows()
 
     def rows(self) -> Iterator[pl.DataFrame]:
@@ -158,8 +170,8 @@ class _Metrics:
         client = self.lake.client()
         alias = self.lake.settings.opensearch_alias
         fields = metric_fields(self.enrich)
-        ensure_index(client, alias, fields)
-        extend_mapping(client, alias, fields)
+        ensure_index(client, alias, {**fields, **STATE_FIELDS})
+        extend_mapping(client, alias, {**fields, **STATE_FIELDS})
         waiting: Waiting = deque()
         refused: list[pl.DataFrame] = []
         answers = deliver(client, alias, self._changed(list(fields), waiting))
