@@ -1,4 +1,4 @@
-"""OpenSearch: documents delivered, delivered again with their metrics, and the state of the index."""
+"""OpenSearch: documents delivered, and delivered again with their metrics."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,13 @@ import dagster as dg
 import polars as pl
 from dagster import AssetExecutionContext
 
-from lake_assets.contracts import OpenSearchDocuments, OpenSearchIndex, OpenSearchMetrics
+from lake_assets.contracts import OpenSearchDocuments, OpenSearchMetrics
 from lake_assets.engineering.indexing import taken_rows
 from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
-from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
-from lake_assets.index.present import ids_of_objects
+from lake_assets.index.mapping import ensure_index, extend_mapping
+from lake_assets.index.present import ids_of_objects, versions_of_ids
 from lake_assets.index.whole import (
     STATE_FIELDS,
     document_columns,
@@ -24,7 +24,7 @@ from lake_assets.index.whole import (
     whole_hashes,
     with_metrics,
 )
-from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
+from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
 from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
 
 # What failed, because OpenSearch was down say, is tried again every five minutes.
@@ -148,6 +148,7 @@ class _Metrics:
 
     def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
         self.lake, self.batch, self.sent = lake, batch, sent
+        self.client, self.alias = lake.client(), lake.settings.opensearch_alias
 
     def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
         self.clean = self.lake.lake.read("clean/documents")
@@ -161,22 +162,22 @@ class _Metrics:
         known = (
             snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
         )
-        self.known = known.drop("received").unique(["id", "whole_hash"]).collect()
+        self.index = ensure_index(self.client, self.alias, {**metric_fields(self.enrich), **STATE_FIELDS})
+        self.lost = self._sent_elsewhere(received.join(wanted, on="id", how="semi"))
+        known = known.drop("received").unique(["id", "whole_hash"]).collect()
+        self.known = known.filter(~pl.col("id").is_in(self.lost.implode()))
         self.version = version_of(self.lake.lake, 0, self.clean, self.enrich)
         return self.batches, self.rows()
 
     def rows(self) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way."""
-        client = self.lake.client()
-        alias = self.lake.settings.opensearch_alias
         fields = metric_fields(self.enrich)
-        ensure_index(client, alias, {**fields, **STATE_FIELDS})
-        extend_mapping(client, alias, {**fields, **STATE_FIELDS})
+        extend_mapping(self.client, self.alias, {**fields, **STATE_FIELDS})
         waiting: Waiting = deque()
         refused: list[pl.DataFrame] = []
-        answers = deliver(client, alias, self._changed(list(fields), waiting))
+        answers = deliver(self.client, self.alias, self._changed(list(fields), waiting))
         yield from _receipts(answers, waiting, list(OpenSearchMetrics.columns()), refused, self.sent)
-        make_searchable(client, alias)
+        make_searchable(self.client, self.alias)
         etags = self.lake.ledger().owners().select("path", "etag")
         refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(etags, on="path") for f in refused])
 
@@ -186,8 +187,9 @@ class _Metrics:
             known = self.known.filter(part)
             documents = self.clean.scan(self.batches).filter(part)
             for piece in documents.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True):
-                whole = with_metrics(piece, enrich).filter(pl.any_horizontal(pl.col(metrics).is_not_null()))
-                whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics))
+                measured = pl.any_horizontal(pl.lit(False), pl.col(metrics).is_not_null())
+                whole = with_metrics(piece, enrich).filter(measured | pl.col("id").is_in(self.lost.implode()))
+                whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics), index=pl.lit(self.index))
                 kept = known.drop("batch").join(whole.select("batch", "id", "whole_hash"), on=["id", "whole_hash"])
                 whole = whole.join(kept, on="id", how="anti", maintain_order="left")
                 self.sent["carried_over"] += kept.height
@@ -196,6 +198,13 @@ class _Metrics:
                 yield document_columns(whole, metrics).with_columns(
                     version=whole["batch"] * 2**32 + self.version, operation=pl.lit("index")
                 )
+
+    def _sent_elsewhere(self, received: pl.LazyFrame) -> pl.Series:
+        """Finds what the first delivery sent to another index and this one lacks: the alias has moved meanwhile."""
+        elsewhere = received.filter(pl.col("index") != self.index).select("id", "version").collect()
+        held = versions_of_ids(self.client, self.alias, elsewhere["id"])
+        there = elsewhere.join(held, on="id").filter(pl.col("held_version") >= pl.col("version"))
+        return elsewhere.join(there, on="id", how="anti")["id"]
 
 
 def _receipts(
@@ -217,35 +226,9 @@ def _receipts(
     for answer in answers:
         carried, asked = waiting.popleft()
         yield carried.select(columns)
-        asked = asked.with_columns(answer.select("version", "result", "reason", "detail"))
+        asked = asked.with_columns(answer.select("version", "result", "seq_no", "reason", "detail"))
         taken = asked.filter(pl.col("result") != "refused")
         refused.append(asked.filter(pl.col("result") == "refused"))
         sent["sent"] += taken.height
         sent["refused"] += refused[-1].height
         yield taken.select(columns)
-
-
-@dg.asset(
-    key=["opensearch", "index"],
-    group_name="opensearch",
-    owners=["team:engineering"],
-    kinds={"opensearch"},
-    deps=[dg.AssetKey(["opensearch", "documents"]), dg.AssetKey(["opensearch", "metrics"])],
-    metadata={"dagster/column_schema": column_schema(OpenSearchIndex)},
-    automation_condition=dg.AutomationCondition.eager(),
-)
-def opensearch_index(lake: LakeResource) -> dg.MaterializeResult:
-    """Looks at the index: where the alias points, how many documents, how large, which fields.
-
-    One row: the state at this moment. Reads OpenSearch alone and writes nothing.
-    """
-    state = index_state(lake.client(), lake.settings.opensearch_alias)
-    documents = lake.lake.read("clean/documents").scan().select(pl.len()).collect().item()
-    return dg.MaterializeResult(
-        metadata={
-            **state,
-            "lake_documents": int(documents),
-            "dagster/row_count": state["documents"],
-            "dagster/column_schema": column_schema(OpenSearchIndex),
-        }
-    )

@@ -15,9 +15,9 @@ import polars as pl
 
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.client import address, explained
-from lake_assets.index.compare import Compared, compare
+from lake_assets.index.compare import Compared, compare, compare_mapping
 from lake_assets.index.delivery import deliver, make_searchable
-from lake_assets.index.mapping import contract_fields, extend_mapping, find_index, index_body, read_mapping
+from lake_assets.index.mapping import contract_fields, extend_mapping, find_index, index_body
 from lake_assets.index.whole import (
     STATE_FIELDS,
     document_columns,
@@ -90,13 +90,13 @@ def rebuild(client: OpenSearch, alias: str, lake: Lake, on_progress: Progress | 
     Raises:
         IndexUnavailable: no answer; or the new index is not equal to the lake, and the alias stays where it is.
     """
-    fields = {**contract_fields(), **metric_fields(lake.read("enrich/documents")), **STATE_FIELDS}
+    fields = declared_fields(lake)
     old = find_index(client, alias)
     new, building = _begin(client, alias, fields)
     frames = _whole_frames(lake, pl.lit(True))
     sent = sum(receipts.height for receipts in deliver(client, building, frames, on_progress=on_progress))
     make_searchable(client, building)
-    extend_mapping(client, building, metric_fields(lake.read("enrich/documents")))
+    extend_mapping(client, building, declared_fields(lake))
     caught_up = repair(client, building, lake, on_progress)
     _validate(client, building, lake, caught_up.left)
     actions: list[dict[str, Any]] = [{"add": {"index": new, "alias": alias}}]
@@ -121,12 +121,17 @@ def rollback(client: OpenSearch, alias: str, lake: Lake) -> Repaired:
     actions = [{"add": {"index": before[-1], "alias": alias}}, {"remove": {"index": present, "alias": alias}}]
     with explained(client):
         client.indices.update_aliases(body={"actions": actions})
-    extend_mapping(client, alias, {**metric_fields(lake.read("enrich/documents")), **STATE_FIELDS})
+    extend_mapping(client, alias, declared_fields(lake))
     return repair(client, alias, lake)
 
 
+def declared_fields(lake: Lake) -> dict[str, dict[str, Any]]:
+    """Gives field name → mapping of all that contracts, metrics and comparisons need of an index."""
+    return {**contract_fields(), **metric_fields(lake.read("enrich/documents")), **STATE_FIELDS}
+
+
 def _whole_frames(lake: Lake, rows: pl.Expr) -> Iterator[pl.DataFrame]:
-    """Makes frames for `deliver` of rows of clean; the version is taken first: older content must not get a newer one."""
+    """Makes frames for `deliver` of rows of clean; the version is taken first: old content must not get a new one."""
     version = version_of(lake, 0)
     for whole in whole_documents(lake, rows):
         yield document_columns(whole, metrics_of(whole)).with_columns(
@@ -135,7 +140,7 @@ def _whole_frames(lake: Lake, rows: pl.Expr) -> Iterator[pl.DataFrame]:
 
 
 def _send(client: OpenSearch, alias: str, lake: Lake, compared: Compared, on_progress: Progress | None) -> int:
-    lacking = compared.differences.filter(pl.col("kind").is_in(["missing", "changed"]))["id"]
+    lacking = compared.differences.filter(pl.col("kind").is_in(["missing", "changed", "metrics_changed"]))["id"]
     if lacking.is_empty():
         return 0
     frames = _whole_frames(lake, pl.col("id").is_in(lacking.implode()))
@@ -160,7 +165,7 @@ def _delete_foreign(client: OpenSearch, compared: Compared) -> int:
 
 def _note(lake: Lake, compared: Compared) -> None:
     """Notes a repair before anything of it is sent, which raises the versions of all that is sent from now on."""
-    counts = {kind: compared.count(kind) for kind in ("missing", "changed", "foreign")}
+    counts = {kind: compared.count(kind) for kind in ("missing", "changed", "metrics_changed", "foreign")}
     now = dt.datetime.now(dt.UTC)
 
     def compute(snapshot: Any) -> tuple[list[int], list[pl.DataFrame]]:
@@ -212,9 +217,7 @@ def _validate(client: OpenSearch, building: str, lake: Lake, compared: Compared)
     faults = []
     if not compared.is_equal:
         faults.append(f"{compared.differences.height} documents differ")
-    wanted = {**contract_fields(), **metric_fields(lake.read("enrich/documents")), **STATE_FIELDS}
-    held = read_mapping(client, compared.index)
-    faults += [f"field `{name}` is missing" for name in sorted(set(wanted) - set(held))]
+    faults += compare_mapping(client, compared.index, declared_fields(lake))
     names = lake.read("clean/documents").scan().select("id", "path", "key").head(SAMPLES).collect()
     for id, path, key in names.rows():
         asked = {"bool": {"filter": [{"term": {"path": path}}, {"term": {"key": key}}]}}
