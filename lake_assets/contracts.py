@@ -102,6 +102,7 @@ class OpenSearchDocuments(Contract):
     )
     version = dy.Int64(**about("External version it was sent with; the index refuses lower ones."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer` when it held a later one."))
+    seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
     index = dy.String(**about("The physical index that took it."))
 
 
@@ -154,6 +155,8 @@ class OpenSearchMetrics(Contract):
     )
     version = dy.Int64(**about("External version it was sent with."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer`."))
+    seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
+    index = dy.String(**about("The physical index that took it."))
 
 
 class OpenSearchIndex(dy.Schema):
@@ -164,6 +167,16 @@ class OpenSearchIndex(dy.Schema):
     documents = dy.Int64(**about("Documents it holds.", unit="count"))
     size_bytes = dy.Int64(**about("Size on the server's disk.", unit="bytes"))
     fields = dy.Int64(**about("Fields of its mapping.", unit="count"))
+
+
+class OpenSearchIds(Contract):
+    """One row per key that was ever given a counted id: written before its document is sent, and kept for ever."""
+
+    scope = dy.String(
+        **about("What the key is unique in: the object's path, or its source's prefix.", "raw/objects.path")
+    )
+    key = dy.String(**about("Names the record.", "indexing/documents.key"))
+    id = dy.String(**about("Identity of the document, for life."))
 
 
 class OpenSearchBaseline(Contract):
@@ -186,6 +199,7 @@ class OpenSearchRepairs(Contract):
     repaired_at = dy.Datetime(time_zone="UTC", time_unit="us", **about("When it began.", unit="UTC"))
     missing = dy.Int64(**about("Documents of the lake that the index lacked.", unit="count"))
     changed = dy.Int64(**about("Documents that the index held otherwise.", unit="count"))
+    metrics_changed = dy.Int64(**about("Documents of which it held only metrics otherwise.", unit="count"))
     foreign = dy.Int64(**about("Documents that the lake does not know.", unit="count"))
 
 
@@ -213,10 +227,15 @@ TABLES: dict[str, type[Contract]] = {
     "clean/documents": CleanDocuments,
     "enrich/documents": EnrichDocuments,
     "opensearch/metrics": OpenSearchMetrics,
-    "opensearch/baseline": OpenSearchBaseline,
-    "opensearch/repairs": OpenSearchRepairs,
     "quarantine/records": QuarantineRecords,
 }
+
+INDEX_TABLES: dict[str, type[Contract]] = {
+    "opensearch/ids": OpenSearchIds,
+    "opensearch/baseline": OpenSearchBaseline,
+    "opensearch/repairs": OpenSearchRepairs,
+}
+"""What is remembered of the index: no documents, and no assets."""
 
 
 def metric_contract(base: type[Contract], columns: Mapping[str, dy.Column]) -> type[Contract]:

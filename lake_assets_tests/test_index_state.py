@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from lake_assets.errors import IndexUnavailable
 from lake_assets.index.client import connect
 from lake_assets.index.compare import Compared
 from lake_assets.index.repair import compare_with_baseline, rebuild, repair, rollback
-from lake_assets_tests.road import METRICS, Road, fresh_settings, metadata
+from lake_assets.settings import Settings
+from lake_assets_tests.index.fault_proxy import fault_proxy
+from lake_assets_tests.road import METRICS, Road, environment, fresh_settings, metadata, sentence
 
 COUNT = 300
+TO_CLEAN = ["raw/objects", "raw/records", "indexing/documents", "opensearch/documents", "clean/documents"]
 REST = [*METRICS, "enrich/documents", "opensearch/metrics"]
 
 
@@ -207,3 +213,42 @@ def test_the_asset_shows_what_differs_and_its_checks_say_which(road: Road, clien
     client.delete(index=road.settings.opensearch_alias, id="foreign-0")
     assert checks() == {"counts_check": False, "documents_check": False, "metrics_check": False, "mapping_check": True}
     assert (shown["missing"], shown["changed"], shown["metrics_changed"], shown["foreign"]) == (10, 10, 10, 9)
+
+
+def test_a_slow_delivery_of_metrics_does_not_bring_a_deleted_document_back(road: Road, client: OpenSearch) -> None:
+    alias = road.settings.opensearch_alias
+    client.indices.put_settings(index=alias, body={"index": {"gc_deletes": "1ms"}})
+    road.land({"c.jsonl": lines(0, 2)})
+    [batch] = road.claim()
+    assert road.run(batch, *TO_CLEAN, *METRICS, "enrich/documents").success
+
+    def remove(number: int) -> None:
+        if number == 1:
+            road.land({"c.jsonl": lines(0, 1)})
+            code = "from lake_assets_tests.test_index_state import take_all; take_all()"
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env=environment(road.settings),
+                check=True,
+                timeout=60,
+                cwd=Path(__file__).parents[1],
+            )
+            removed.append(True)
+            time.sleep(0.5)  # until the index has forgotten the deleted document's version
+            client.indices.refresh(index=alias)
+
+    removed: list[bool] = []
+    with fault_proxy(road.settings.opensearch_url) as proxy:
+        proxy.on_bulk = remove
+        slow = Road(Settings.model_validate({**road.settings.model_dump(), "opensearch_url": proxy.url}))
+        result = slow.run(batch, "opensearch/metrics")
+    assert result.success, sentence(result)
+    assert removed
+    assert metadata(result, "opensearch/metrics")["withdrawn"] == 1
+    assert len(road.state().index) == COUNT + 1
+    assert compared(road, client).is_equal
+
+
+def take_all() -> None:
+    """Claims and runs what has landed, in a process of its own."""
+    Road(Settings()).take({})

@@ -14,6 +14,7 @@ from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index, extend_mapping
+from lake_assets.index.names import choose_ids
 from lake_assets.index.present import ids_of_objects, versions_of_ids
 from lake_assets.index.whole import (
     STATE_FIELDS,
@@ -70,7 +71,14 @@ class _Delivery:
         claimed = self.lake.ledger().claimed_before(self.batch)["path"]
         self.unnoted = sorted(set(claimed) & set(self.taken.whole) - set(self.known["path"]))
         self.version = version_of(self.lake.lake, self.batch)
+        self.ids = choose_ids(self.lake.lake, self.batch, self._names(), f"batch {self.batch}")
         return [self.batch, *self.older], self.rows(snapshot)
+
+    def _names(self) -> pl.DataFrame:
+        """Gives scope and key of the documents to deliver; none where ids are computed as they are sent."""
+        scan = self.documents.scan([self.batch] if self.lake.settings.lake_ids == "counter" else [])
+        owned = scan.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
+        return owned.select(self.lake.sources.scope().alias("scope"), "key").collect()
 
     def rows(self, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way; then what older batches keep."""
@@ -98,8 +106,7 @@ class _Delivery:
         own = {"batch": pl.lit(self.batch, pl.Int64), "index": pl.lit(index)}
         for piece in self.documents.pieces([self.batch]):
             piece = piece.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
-            scopes = piece.select(scope=self.lake.sources.scope())["scope"]
-            piece = piece.with_columns(id=source_ids(scopes, piece["key"]))
+            piece = self._with_ids(piece)
             if self.known.height or self.unnoted:
                 present.append(piece["id"])
             same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
@@ -112,6 +119,12 @@ class _Delivery:
             yield document_columns(whole, metrics).with_columns(
                 version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
             )
+
+    def _with_ids(self, piece: pl.DataFrame) -> pl.DataFrame:
+        scoped = piece.with_columns(scope=self.lake.sources.scope())
+        if self.lake.settings.lake_ids == "source":
+            return piece.with_columns(id=source_ids(scoped["scope"], scoped["key"]))
+        return scoped.join(self.ids, on=["scope", "key"], maintain_order="left").drop("scope")
 
     def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
         """Deletes what the index held of the owned objects and no longer has a document, and what it has refused."""
@@ -135,7 +148,7 @@ def opensearch_metrics(context: AssetExecutionContext, lake: LakeResource) -> Up
     One row per document whose metrics the index holds, partitioned by batch. A metric of another text than the
     document's is stale and never sent; a document whose fields all equal the last delivery is not sent again.
     """
-    sent = {"sent": 0, "carried_over": 0, "refused": 0}
+    sent = {"sent": 0, "carried_over": 0, "refused": 0, "stale": 0, "withdrawn": 0}
     return Updates(
         lake.lake.table("opensearch/metrics"),
         (_Metrics(lake, batch, sent).compute for batch in batches(context)),
@@ -149,6 +162,7 @@ class _Metrics:
     def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
         self.lake, self.batch, self.sent = lake, batch, sent
         self.client, self.alias = lake.client(), lake.settings.opensearch_alias
+        self.asked: list[pl.DataFrame] = []
 
     def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
         self.clean = self.lake.lake.read("clean/documents")
@@ -177,6 +191,7 @@ class _Metrics:
         refused: list[pl.DataFrame] = []
         answers = deliver(self.client, self.alias, self._changed(list(fields), waiting))
         yield from _receipts(answers, waiting, list(OpenSearchMetrics.columns()), refused, self.sent)
+        self._withdraw_vanished()
         make_searchable(self.client, self.alias)
         etags = self.lake.ledger().owners().select("path", "etag")
         refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(etags, on="path") for f in refused])
@@ -184,6 +199,11 @@ class _Metrics:
     def _changed(self, metrics: list[str], waiting: Waiting) -> Iterator[pl.DataFrame]:
         for part in bucketed(self.clean.count(self.batches), "id"):
             enrich = self.enrich.scan(self.batches).filter(part).collect()
+            self.sent["stale"] += enrich.join(
+                self.clean.scan(self.batches).filter(part).select("id", "text_hash").collect(),
+                on=["id", "text_hash"],
+                how="anti",
+            ).height
             known = self.known.filter(part)
             documents = self.clean.scan(self.batches).filter(part)
             for piece in documents.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True):
@@ -195,9 +215,19 @@ class _Metrics:
                 self.sent["carried_over"] += kept.height
                 waiting.append((kept, whole))
                 # A document's own batch counts, also where a newer one sends it: its own may send it again.
-                yield document_columns(whole, metrics).with_columns(
-                    version=whole["batch"] * 2**32 + self.version, operation=pl.lit("index")
-                )
+                versions = (whole["batch"] * 2**32 + self.version).alias("version")
+                self.asked.append(pl.DataFrame([whole["id"], versions]))
+                yield document_columns(whole, metrics).with_columns(versions, operation=pl.lit("index"))
+
+    def _withdraw_vanished(self) -> None:
+        """Deletes again what has left clean while it was sent: the index forgets the version of a deleted document."""
+        newest = self.lake.lake.read("clean/documents")
+        if newest.version == self.clean.version or not self.asked:
+            return
+        gone = pl.concat(self.asked).lazy().join(newest.scan().select("id"), on="id", how="anti").collect()
+        deletes = gone.with_columns(operation=pl.lit("delete"))
+        for _ in deliver(self.client, self.alias, [deletes] if deletes.height else []):
+            self.sent["withdrawn"] += deletes.height
 
     def _sent_elsewhere(self, received: pl.LazyFrame) -> pl.Series:
         """Finds what the first delivery sent to another index and this one lacks: the alias has moved meanwhile."""

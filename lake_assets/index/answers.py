@@ -120,7 +120,7 @@ def judge_failure(status: int, kind: str) -> Verdict:
         status: HTTP status.
         kind: the server's class of the error, empty when it named none.
     """
-    if kind in _STOPPING_TYPES or status in (401, 403, 404):
+    if (kind in _STOPPING_TYPES and status < 500) or status in (401, 403, 404):
         return Verdict(Whole.STOPPED, status=status, kind=kind)
     if status == 429:
         return Verdict(Whole.BUSY, status=status, kind=kind, busy=True)
