@@ -182,6 +182,7 @@ def _run_batches(
     job = definitions.resolve_implicit_global_asset_job_def()
     rest = dg.AssetSelection.from_string(REST).resolve(definitions.resolve_asset_graph())
     instance.add_dynamic_partitions("batch", [str(batch) for batch in batches])
+    _bury_dead_runs(instance)
 
     def run(batch: int, keys: Sequence[dg.AssetKey] | None) -> dg.ExecuteInProcessResult:
         result = job.execute_in_process(
@@ -203,6 +204,21 @@ def _run_batches(
         if failed and all(key.startswith("metrics__") for key in failed):
             run(batch, sorted(rest))
         done.batches.append(batch)
+
+
+def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Ends what killed processes left in Dagster: runs that look alive, and the pool slots that they hold for ever."""
+    import dagster as dg
+
+    from lake_assets.engineering.sensors import has_died
+
+    alive = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    for run in instance.get_runs(dg.RunsFilter(statuses=alive)):
+        has_died(instance, run)
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 @dataclass

@@ -23,6 +23,17 @@ def lines(*texts: str) -> bytes:
     return b"".join(json.dumps({"id": text.split()[0], "text": text}).encode() + b"\n" for text in texts)
 
 
+OTHER_SOURCES = """
+[[source]]
+name = "listed"
+prefix = "listed/"
+deletes = true
+
+[[source]]
+name = "crm"
+prefix = "crm/"
+unique_keys = true
+"""
 FIRST = lines("one is good", "two is good", "three is good")
 SECOND = lines("one is good", "three is bad", "four is new")
 THIRD = lines("one is good", "two is good")
@@ -107,6 +118,39 @@ def test_documents_of_a_batch_that_died_before_its_receipts_are_deleted_when_the
     assert road.claim() == [2]
     assert road.run(2).success
     assert texts(road) == {"one is good", "two is good"}
+
+
+@pytest.mark.parametrize("prefix", ["", "listed/", "crm/"])
+def test_what_a_batch_sent_and_never_noted_is_undone_by_the_next_version(road: Road, prefix: str) -> None:
+    road.settings.lake_sources.write_text(OTHER_SOURCES)
+    path = f"{prefix}a.jsonl"
+    road.take({path: lines("one is good")})
+    road.land({path: lines("one is bad", "two is new")})
+    assert road.claim() == [2]
+    forget_receipts(road, 2)
+    assert road.take({path: lines("one is good")}) == [3]
+    for batch in (2, 3):
+        assert road.run(batch).success
+    assert texts(road) == {"one is good"} | ({"two is new"} if prefix == "crm/" else set())
+
+
+def test_a_deletion_that_was_sent_and_never_noted_is_undone_when_the_object_comes_back(road: Road) -> None:
+    road.settings.lake_sources.write_text(OTHER_SOURCES)
+    road.take({"listed/a.jsonl": FIRST})
+    road.remove("listed/a.jsonl")
+    assert road.claim() == [2]
+    forget_receipts(road, 2)
+    assert road.take({"listed/a.jsonl": FIRST}) == [3]
+    assert texts(road) == {"one is good", "two is good", "three is good"}
+
+
+def forget_receipts(road: Road, batch: int) -> None:
+    """Runs the first delivery of a batch as if it had died right before its receipts were committed."""
+    before = Lake(road.settings).read("opensearch/documents").version
+    assert road.run(batch, *TO_CLEAN[:4]).success
+    delta = Lake(road.settings).read("opensearch/documents").delta
+    assert delta is not None
+    delta.restore(before)
 
 
 def test_a_renamed_object_without_deletes_keeps_both_and_is_measured(road: Road) -> None:

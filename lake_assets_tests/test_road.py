@@ -199,3 +199,20 @@ def test_any_batch_run_again_in_any_order_leaves_the_same_state(story: Story) ->
         for batch in (1, 2, 2, 1):
             assert run_assets(instance, story.settings, batch).success
             assert_same(read_state(story.settings), story.second)
+
+
+def test_pool_slots_that_killed_processes_left_do_not_hold_up_the_next_run(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("Two were killed in the load before this one.")
+    with fresh_settings(request, "file", tmp_path) as settings:
+        with dagster_instance(settings) as instance:
+            storage = instance.event_log_storage
+            storage.initialize_concurrency_limit_to_default("opensearch")
+            for run in ("killed-1", "killed-2"):
+                assert storage.claim_concurrency_slot("opensearch", run, "opensearch__documents").is_claimed
+            assert not storage.claim_concurrency_slot("opensearch", "a third", "opensearch__documents").is_claimed
+        assert ingest(settings, [file]).failures == []
+        with dagster_instance(settings) as instance:
+            assert instance.event_log_storage.get_concurrency_run_ids() == set()

@@ -67,9 +67,7 @@ class _Delivery:
         self.mine = taken_rows(self.lake, self.taken)
         self.older = snapshot.batches_of(self.taken.earlier, self.mine)
         self.known = snapshot.scan([self.batch, *self.older]).filter(self.mine).select(RECEIPT).collect()
-        # An earlier run may have died between sending and noting: of these paths the index itself is asked.
-        claimed = self.lake.ledger().claimed_before(self.batch)["path"]
-        self.unnoted = sorted(set(claimed) & set(self.taken.whole) - set(self.known["path"]))
+        self._doubt(snapshot)
         self.version = version_of(self.lake.lake, self.batch)
         self.ids = choose_ids(self.lake.lake, self.batch, self._names(), f"batch {self.batch}")
         return [self.batch, *self.older], self.rows(snapshot)
@@ -79,6 +77,24 @@ class _Delivery:
         scan = self.documents.scan([self.batch] if self.lake.settings.lake_ids == "counter" else [])
         owned = scan.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
         return owned.select(self.lake.sources.scope().alias("scope"), "key").collect()
+
+    def _doubt(self, snapshot: Snapshot) -> None:
+        """Finds the receipts to be trusted, and the paths of which the index itself is asked.
+
+        A batch that claimed an object and left no receipts of it may have died between sending and noting: what older
+        receipts say may no longer be so.
+        """
+        scope = self.lake.sources.scope()
+        claims = self.lake.ledger().claimed_before(self.batch).select("batch", scope=scope).unique()
+        noted = snapshot.scan(self.taken.earlier).select("batch", scope=scope).unique().collect()
+        silent = (
+            claims.join(noted, on=["scope", "batch"], how="anti").group_by("scope").agg(silent=pl.col("batch").max())
+        )
+        doubted = self.known.with_columns(scope=scope).join(silent, on="scope", how="left")
+        self.trusted = doubted.filter(pl.col("silent").is_null() | (pl.col("batch") > pl.col("silent"))).select(RECEIPT)
+        newest = doubted.group_by("scope").agg(newest=pl.col("batch").max())
+        asked = silent.join(newest, on="scope", how="left").filter(pl.col("newest").fill_null(0) < pl.col("silent"))
+        self.unnoted = sorted(set(asked["scope"]) & set(self.taken.whole))
 
     def rows(self, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way; then what older batches keep."""
@@ -109,7 +125,7 @@ class _Delivery:
             piece = self._with_ids(piece)
             if self.known.height or self.unnoted:
                 present.append(piece["id"])
-            same = self.known.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
+            same = self.trusted.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
             piece = piece.join(same.select("id"), on="id", how="anti", maintain_order="left")
             self.sent["carried_over"] += same.height
             whole = with_metrics(piece, enrich) if enrich is not None else piece
