@@ -10,7 +10,7 @@ CHECK_HOME := $(CURDIR)/.cache/check
 VERSITYGW := .cache/bin/versitygw
 PORT ?= 3000
 
-.PHONY: help setup demo ui test test-versitygw test-page bench check format lock clean
+.PHONY: help setup demo ui test test-versitygw test-page faults chaos bench check format lock clean
 
 help: ## Shows this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,12 @@ test-versitygw: $(READY) $(VERSITYGW) ## Runs the storage tests on versitygw, an
 
 test-page: $(READY) ## Opens Dagster's page in Chromium and tests it; the screenshots are in .cache/page
 	@$(BIN)/pytest -m page
+
+faults: $(READY) ## Tries every fault in front of a real node, ours beside opensearch-py's helpers; writes docs/faults.md
+	@$(BIN)/python -m lake_assets_tests.faults
+
+chaos: $(READY) ## Kills the working process 200 times, at any instant of the road, and compares what is left
+	@$(BIN)/python -m lake_assets_tests.chaos --kills 200
 
 bench: $(READY) ## Measures side by side; each line of docs/measurements.md is one of its commands
 	@$(BIN)/python -m bench

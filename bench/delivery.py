@@ -95,7 +95,11 @@ def documents() -> list[pl.DataFrame]:
         for piece in split(chunks, path.name, sources.of(path.name)):
             found, _ = reader.read(piece.with_columns(path=pl.lit(path.name), etag=pl.lit("1")))
             found = found.with_columns(id=source_ids(found["path"], found["key"]))
-            frames.append(document_columns(found).with_columns(version=pl.lit(1, pl.Int64), operation=pl.lit("index")))
+            frames.append(
+                document_columns(found.with_columns(whole_hash=found["document_hash"]), []).with_columns(
+                    version=pl.lit(1, pl.Int64), operation=pl.lit("index")
+                )
+            )
     return frames
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from lake_assets.errors import LakeError
 from lake_assets.settings import Settings
@@ -26,11 +27,18 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
                   help="A text lake in front of OpenSearch.")  # fmt: skip
 node = typer.Typer(no_args_is_help=True, help="The local OpenSearch node.")
 app.add_typer(node, name="opensearch")
+quarantine = typer.Typer(no_args_is_help=True, help="What was refused: list it, look at it, run it again.")
+app.add_typer(quarantine, name="quarantine")
+index = typer.Typer(no_args_is_help=True, help="The index: compared with the lake, repaired, made anew.")
+app.add_typer(index, name="index")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 DEMO_SEARCH = ("bike | helmet | light", ["sentiment_score > 0.5"])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OfReason = Annotated[str | None, typer.Option("--reason", help="Only this class of reasons, e.g. broken_json.")]
+OfStage = Annotated[str | None, typer.Option("--stage", help="Only what this asset refused, e.g. raw/records.")]
+OfPath = Annotated[str | None, typer.Option("--path", help="Only objects whose path begins so, or fits a pattern.")]
 
 
 def main() -> None:
@@ -160,6 +168,136 @@ def node_status(as_json: AsJson = False) -> None:
     sys.exit(0 if state else 3)
 
 
+@quarantine.command("list")
+def quarantine_list(
+    reason: OfReason = None, stage: OfStage = None, path: OfPath = None, as_json: AsJson = False
+) -> None:
+    """Counts what is refused by stage, reason, owner and state, and lists the newest."""
+    from lake_assets.quarantine import Wanted, list_refused
+
+    found = list_refused(Settings(), Wanted(reason, stage, path))
+    _print_inert_json(found) if as_json else _print_refused(found)
+
+
+@quarantine.command("show")
+def quarantine_show(
+    path: Annotated[str, typer.Argument(help="The object's path under the raw root, also as `list` prints it.")],
+    record: Annotated[int | None, typer.Option(min=0, help="Its number in the object, from 0.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Also the beginning of the record's text, escaped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Shows every refusal of an object, or of one record of it, and where its bytes are."""
+    from lake_assets.quarantine import show
+
+    found = show(Settings(), path, record, text)
+    if as_json:
+        _print_inert_json(found)
+        return
+    for row in found:
+        _print_refusal(row)
+
+
+@quarantine.command("replay")
+def quarantine_replay(
+    reason: OfReason = None,
+    stage: OfStage = None,
+    path: OfPath = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be tried, and write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Runs what was refused again, to the end of the road; exit code 1 when something asked for is still refused.
+
+    Its batches run whole: what else their later stages refused is tried again too.
+    """
+    from lake_assets.quarantine import Wanted, plan, reasons, replay
+
+    settings, wanted = Settings(), Wanted(reason, stage, path)
+    if dry_run:
+        planned = plan(settings, wanted)
+        found = {"batches": planned.batches, "records": planned.asked.height, "by_reason": reasons(planned.asked)}
+        found["lost"] = planned.lost.height
+        _print_inert_json(found) if as_json else _print_planned(found)
+        return
+    with _opensearch(settings), _progress() as progress:
+        done = replay(settings, wanted, progress)
+    _print_inert_json(vars(done)) if as_json else _print_replayed(vars(done))
+    _refuse_failed(done.failures)
+    sys.exit(1 if done.refused else 0)
+
+
+@index.command("compare")
+def index_compare(as_json: AsJson = False) -> None:
+    """Names every document that differs in the index and the lake; ends with 1 where any does."""
+    from lake_assets.index.repair import compare_with_baseline
+
+    compared = _on_index(lambda client, alias, lake: compare_with_baseline(client, alias, lake))
+    _print_compared(compared, as_json)
+    if not compared.is_equal:
+        raise typer.Exit(1)
+
+
+@index.command("repair")
+def index_repair(as_json: AsJson = False) -> None:
+    """Sends what differs and nothing else, and deletes what the lake does not know."""
+    from lake_assets.index.repair import repair
+
+    _print_repaired(_on_index(repair), as_json)
+
+
+@index.command("rebuild")
+def index_rebuild(as_json: AsJson = False) -> None:
+    """Writes everything into a new index, proves it equal to the lake, and moves the alias in one step."""
+    from lake_assets.index.repair import rebuild
+
+    _print_repaired(_on_index(rebuild), as_json)
+
+
+@index.command("rollback")
+def index_rollback(as_json: AsJson = False) -> None:
+    """Moves the alias back to the index before the last rebuild, and repairs what that has missed."""
+    from lake_assets.index.repair import rollback
+
+    _print_repaired(_on_index(rollback), as_json)
+
+
+def _on_index(work: Callable[[Any, str, Any], Any]) -> Any:
+    from lake_assets.index.client import connect
+    from lake_assets.index.node import opensearch_url
+    from lake_assets.lake.tables import Lake
+
+    settings = Settings()
+    with _opensearch(settings):
+        return work(connect(settings, opensearch_url(settings)), settings.opensearch_alias, Lake(settings))
+
+
+def _print_repaired(done: Any, as_json: bool) -> None:
+    if not as_json:
+        out.print(f"{done.sent} documents sent, {done.deleted} deleted.")
+    _print_compared(done.left, as_json, {"sent": done.sent, "deleted": done.deleted})
+    if not done.left.is_equal:
+        raise typer.Exit(1)
+
+
+def _print_compared(compared: Any, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    counts = dict(compared.differences["kind"].value_counts().sort("kind").rows())
+    if as_json:
+        rows = compared.differences.select("kind", "id", "batch", "path", "key").to_dicts()
+        held = {"index": compared.index, "index_documents": compared.index_documents}
+        told = {**held, "lake_documents": compared.lake_documents, "read": compared.read, "counts": counts}
+        _print_inert_json({**(more or {}), **told, "differences": rows})
+        return
+    table = Table("kind", Column("documents", justify="right"), "for instance")
+    for kind, count in counts.items():
+        first = compared.differences.filter(compared.differences["kind"] == kind).head(3)
+        table.add_row(kind, f"{count:,}", _inert(", ".join(first["id"])))
+    if counts:
+        out.print(table)
+    out.print(
+        f"{compared.index} holds {compared.index_documents:,} documents, the lake {compared.lake_documents:,}: "
+        f"{'equal' if compared.is_equal else 'lake index repair sends what differs'}."
+    )
+
+
 @contextmanager
 def _opensearch(settings: Settings) -> Iterator[None]:
     """Makes sure that OpenSearch can be reached; a node that was started for this command ends with it."""
@@ -237,6 +375,75 @@ def _print_hits(found: Mapping[str, Any]) -> None:
         )  # fmt: skip
     out.print(table)
     out.print(f"{found['total']:,} found in {found['took_ms']} ms")
+
+
+def _print_inert_json(value: Any) -> None:
+    """Prints JSON in ASCII: names and texts of others can do nothing in the terminal."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _inert(value: Any) -> Text:
+    """Makes what others have named inert, and no markup of ours."""
+    from lake_assets.quarantine import inert
+
+    return Text("–" if value is None else inert(str(value)), overflow="fold")
+
+
+def _print_refused(found: Mapping[str, Any]) -> None:
+    if not found["refused"]:
+        out.print("Nothing that was asked for is in the quarantine.")
+        return
+    counts = Table("stage", "reason", "owner", "state", "records")
+    for row in found["counts"]:
+        counts.add_row(*(_inert(row[name]) for name in ("stage", "reason", "owner", "state")), f"{row['records']:,}")
+    out.print(counts)
+    newest = Table("refused", "reason", "batch", "record", Column("object", ratio=1), expand=True)
+    for row in found["newest"]:
+        newest.add_row(
+            _moment(row["refused_at"]), *(_inert(row[name]) for name in ("reason", "batch", "record", "path"))
+        )
+    out.print(newest)
+    if found["rest"]:
+        out.print(f"and {found['rest']:,} more; --reason, --stage and --path narrow, `lake quarantine show` tells all.")
+
+
+def _print_refusal(row: Mapping[str, Any]) -> None:
+    which = "whole object" if row["record"] is None else f"record {row['record']}"
+    size = row["size_bytes"] if row["length_bytes"] is None else row["length_bytes"]
+    place = "" if row["offset_bytes"] is None else f", at byte {row['offset_bytes']:,} of the decompressed object"
+    lines = [
+        f"{row['path']}, {which}",
+        f"{row['reason']} at {row['stage']}, {_moment(row['refused_at'])}, {row['owner']}, {row['state']}",
+        f"{row['detail']}",
+        f"batch {row['batch']}, etag {row['etag']}",
+        f"{'?' if size is None else f'{size:,}'} bytes in {row['bytes_are_in']}{place}",
+    ]
+    if row.get("text") is not None:
+        lines.append(f"text: {row['text']}")
+    for number, line in enumerate(lines):
+        out.print("  " * bool(number), _inert(line), sep="", soft_wrap=True)
+
+
+def _print_planned(found: Mapping[str, Any]) -> None:
+    named = ", ".join(map(str, found["batches"])) or "none"
+    out.print(f"{found['records']:,} refusals would be tried again, in batches: {named}.")
+    _print_reasons("would be tried", found)
+
+
+def _print_replayed(done: Mapping[str, Any]) -> None:
+    out.print(f"{done['left']:,} of {done['asked']:,} refusals have left the quarantine.")
+    _print_reasons("refused", {**done, "by_reason": done["refused"]})
+
+
+def _print_reasons(what: str, found: Mapping[str, Any]) -> None:
+    for reason, count in found["by_reason"].items():
+        out.print(Text(f"  {what}: {count:,} "), _inert(reason), sep="")
+    if found["lost"]:
+        out.print(f"  cannot be tried: {found['lost']:,}; the raw zone no longer holds that version of their object")
+
+
+def _moment(value: Any) -> str:
+    return "–" if value is None else f"{value:%Y-%m-%d %H:%M:%S}Z"
 
 
 if __name__ == "__main__":

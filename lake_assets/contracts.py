@@ -97,8 +97,12 @@ class OpenSearchDocuments(Contract):
     key = dy.String(**about("Names the record inside its object.", "indexing/documents.key"))
     path = dy.String(**about("Object the document came in.", "indexing/documents.path"))
     document_hash = dy.Int64(**about("What was sent.", "indexing/documents.document_hash"))
+    whole_hash = dy.Int64(
+        **about("BLAKE2b-64 of the document and the metrics it was sent with.", "indexing/documents.document_hash")
+    )
     version = dy.Int64(**about("External version it was sent with; the index refuses lower ones."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer` when it held a later one."))
+    seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
     index = dy.String(**about("The physical index that took it."))
 
 
@@ -151,6 +155,8 @@ class OpenSearchMetrics(Contract):
     )
     version = dy.Int64(**about("External version it was sent with."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer`."))
+    seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
+    index = dy.String(**about("The physical index that took it."))
 
 
 class OpenSearchIndex(dy.Schema):
@@ -163,6 +169,40 @@ class OpenSearchIndex(dy.Schema):
     fields = dy.Int64(**about("Fields of its mapping.", unit="count"))
 
 
+class OpenSearchIds(Contract):
+    """One row per key that was ever given a counted id: written before its document is sent, and kept for ever."""
+
+    scope = dy.String(
+        **about("What the key is unique in: the object's path, or its source's prefix.", "raw/objects.path")
+    )
+    key = dy.String(**about("Names the record.", "indexing/documents.key"))
+    id = dy.String(**about("Identity of the document, for life."))
+
+
+class OpenSearchBaseline(Contract):
+    """One row per bucket of documents that was last found equal in the index and the lake."""
+
+    batch = dy.Int64(**about("Always 0: the baseline is of no batch."))
+    index = dy.String(**about("The physical index that was compared."))
+    index_uuid = dy.String(**about("What tells it from another index of the same name."))
+    bucket = dy.Int64(**about("CRC-32 of the documents' ids, modulo 4,096.", "clean/documents.id"))
+    count = dy.Int64(**about("Documents of the bucket in the index.", unit="count"))
+    seq_sum = dy.Int64(**about("Sum of their sequence numbers, which every write moves."))
+    seq_max = dy.Int64(**about("Greatest of their sequence numbers."))
+
+
+class OpenSearchRepairs(Contract):
+    """One row per repair of the index; each raises the versions of what is sent after it."""
+
+    batch = dy.Int64(**about("Number of the repair; it is of no batch."))
+    index = dy.String(**about("The physical index that was repaired."))
+    repaired_at = dy.Datetime(time_zone="UTC", time_unit="us", **about("When it began.", unit="UTC"))
+    missing = dy.Int64(**about("Documents of the lake that the index lacked.", unit="count"))
+    changed = dy.Int64(**about("Documents that the index held otherwise.", unit="count"))
+    metrics_changed = dy.Int64(**about("Documents of which it held only metrics otherwise.", unit="count"))
+    foreign = dy.Int64(**about("Documents that the lake does not know.", unit="count"))
+
+
 class QuarantineRecords(Contract):
     """One row per refused object, record or document: what, why, and what replays it."""
 
@@ -172,7 +212,11 @@ class QuarantineRecords(Contract):
     record = dy.Int64(nullable=True, **about("Its number in the object; null: the whole object.", "raw/records.record"))
     reason = dy.String(**about("Class of the reason, for instance `broken_json`."))
     detail = dy.String(nullable=True, **about("The reason as a sentence, without text of the document."))
+    owner = dy.String(nullable=True, **about("Who has to look at it: the team of the asset that refused it."))
     state = dy.String(**about("`refused`, until a replay takes it in."))
+    refused_at = dy.Datetime(
+        nullable=True, time_zone="UTC", **about("When it was refused first for this reason.", unit="UTC")
+    )
 
 
 TABLES: dict[str, type[Contract]] = {
@@ -185,6 +229,13 @@ TABLES: dict[str, type[Contract]] = {
     "opensearch/metrics": OpenSearchMetrics,
     "quarantine/records": QuarantineRecords,
 }
+
+INDEX_TABLES: dict[str, type[Contract]] = {
+    "opensearch/ids": OpenSearchIds,
+    "opensearch/baseline": OpenSearchBaseline,
+    "opensearch/repairs": OpenSearchRepairs,
+}
+"""What is remembered of the index: no documents, and no assets."""
 
 
 def metric_contract(base: type[Contract], columns: Mapping[str, dy.Column]) -> type[Contract]:

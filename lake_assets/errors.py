@@ -44,3 +44,7 @@ class PageFailed(LakeError):
 
 class SearchRefused(LakeError):
     """A condition of a search cannot be understood, or does not fit the fields of the index."""
+
+
+class CounterFailed(LakeError):
+    """The counter that ids are numbered by cannot be reached, or refuses."""

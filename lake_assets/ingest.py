@@ -5,7 +5,7 @@ The runs are those of Dagster's page, on the same instance: what was done here s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 REST = "group:enrich or key:opensearch/metrics or group:quarantine or key:opensearch/index"
+REPLAY_TAG = {"lake_assets/replay": "true"}
 Progress = Callable[..., None]  # a sentence, and how far it is, 0..1
 
 
@@ -125,7 +126,46 @@ def _unfinished(instance: dg.DagsterInstance, ledger: Ledger) -> list[int]:
     return sorted(set(ledger.rows["batch"].unique()) - {int(key) for key in finished})
 
 
-def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ingested, progress: Progress) -> None:
+def run_again(settings: Settings, batches: Sequence[int], progress: Progress = lambda *_: None) -> Ingested:
+    """Runs the whole road of some batches again; what is unchanged is neither sent nor measured again.
+
+    Args:
+        settings: OpenSearch must answer at its URL, or the local node must run.
+        batches: that were claimed.
+        progress: told what is being done, and how much of it is done, 0..1.
+    """
+    done = Ingested()
+    with dagster_instance(settings) as instance:
+        _run_batches(instance, batches, done, progress, REPLAY_TAG)
+    return done
+
+
+def interrupted(settings: Settings) -> list[int]:
+    """Finds the batches whose last run by `run_again` failed, or died with its process, before its end."""
+    import dagster as dg
+
+    from lake_assets.engineering.sensors import has_died
+
+    unsuccessful = [status for status in dg.DagsterRunStatus if status != dg.DagsterRunStatus.SUCCESS]
+    with dg.DagsterInstance.from_config(str(prepare_dagster_home(settings))) as instance:
+        runs = instance.get_runs(dg.RunsFilter(tags=REPLAY_TAG, statuses=unsuccessful))
+        batches = {run.tags["dagster/partition"] for run in runs}
+        tags = ({**REPLAY_TAG, "dagster/partition": batch} for batch in batches)
+        last = [instance.get_runs(dg.RunsFilter(tags=each), limit=1)[0] for each in tags]  # the newest comes first
+        return sorted(
+            int(run.tags["dagster/partition"])
+            for run in last
+            if not run.is_success and (run.is_finished or has_died(instance, run))
+        )
+
+
+def _run_batches(
+    instance: dg.DagsterInstance,
+    batches: Sequence[int],
+    done: Ingested,
+    progress: Progress,
+    tags: Mapping[str, str] | None = None,
+) -> None:
     """Runs the whole road of some batches, a run each.
 
     Where a metric failed, a second run takes the rest of the road without it. A failed batch does not stop the others.
@@ -150,7 +190,7 @@ def _run_batches(instance: dg.DagsterInstance, batches: Sequence[int], done: Ing
             partition_key=str(batch),
             asset_selection=keys,
             raise_on_error=False,
-            tags=process_tag(),
+            tags={**process_tag(), **(tags or {})},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
         done.failures += [f"Batch {batch}, {name}: {sentence}" for name, sentence in _failures(result)]

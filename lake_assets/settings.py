@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     lake_workers: int = Field(
         os.cpu_count() or 1, ge=1, description="Processes that clean and measure text; default: one a core."
     )
+    lake_ids: Literal["source", "counter"] = Field(
+        "source", description="How ids are chosen: from path and key, or counted; never to be changed for a lake."
+    )
+    lake_counter: str = Field(
+        "",
+        pattern=r"^(|dynamodb://[A-Za-z0-9_.-]{3,255}|file:///.+)$",
+        description="Where counted ids come from: dynamodb://table or file:///path; default: a file in LAKE_HOME.",
+    )
     opensearch_url: str = Field(
         "", description="OpenSearch, http(s)://host:port; empty: the local node that the product starts itself."
     )

@@ -13,6 +13,7 @@ import lake_assets
 PACKAGE = Path(lake_assets.__file__).parent
 FLOORS = [
     ["cli"],
+    ["quarantine"],
     ["demo", "ingest", "status"],
     ["ui"],
     ["definitions"],

@@ -7,7 +7,7 @@ from dagster import AssetExecutionContext
 
 from lake_assets.contracts import IndexingDocuments
 from lake_assets.engineering.quarantine import refuse
-from lake_assets.index.ids import source_ids
+from lake_assets.index.names import known_ids
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
 from lake_assets.lake.batches import IS_INCREMENT, Takeover
 from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot
@@ -103,7 +103,7 @@ def taken_rows(lake: LakeResource, taken: Takeover) -> pl.Expr:
         return taken.rows()
     documents = lake.lake.read("indexing/documents")
     found = (_keys(documents, batches, lake).collect() for batches in ([taken.batch], taken.later))
-    mine, newer = (source_ids(names["scope"], names["key"]).implode() for names in found)
+    mine, newer = (known_ids(lake.lake, names).implode() for names in found)
     return taken.rows() & ~pl.col("id").is_in(newer) | pl.col("id").is_in(mine)
 
 

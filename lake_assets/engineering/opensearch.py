@@ -1,4 +1,4 @@
-"""OpenSearch: documents delivered, delivered again with their metrics, and the state of the index."""
+"""OpenSearch: documents delivered, and delivered again with their metrics."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,24 @@ import dagster as dg
 import polars as pl
 from dagster import AssetExecutionContext
 
-from lake_assets.contracts import OpenSearchDocuments, OpenSearchIndex, OpenSearchMetrics
+from lake_assets.contracts import OpenSearchDocuments, OpenSearchMetrics
 from lake_assets.engineering.indexing import taken_rows
 from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
-from lake_assets.index.mapping import ensure_index, extend_mapping, index_state
-from lake_assets.index.present import ids_of_objects
-from lake_assets.index.whole import document_columns, metric_fields, version_of, whole_hashes, with_metrics
-from lake_assets.io_manager import LakeResource, Updates, batches, column_schema, table_asset
+from lake_assets.index.mapping import ensure_index, extend_mapping
+from lake_assets.index.names import choose_ids
+from lake_assets.index.present import ids_of_objects, versions_of_ids
+from lake_assets.index.whole import (
+    STATE_FIELDS,
+    document_columns,
+    metric_fields,
+    metrics_of,
+    version_of,
+    whole_hashes,
+    with_metrics,
+)
+from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
 from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
 
 # What failed, because OpenSearch was down say, is tried again every five minutes.
@@ -60,7 +69,14 @@ class _Delivery:
         self.known = snapshot.scan([self.batch, *self.older]).filter(self.mine).select(RECEIPT).collect()
         self._doubt(snapshot)
         self.version = version_of(self.lake.lake, self.batch)
+        self.ids = choose_ids(self.lake.lake, self.batch, self._names(), f"batch {self.batch}")
         return [self.batch, *self.older], self.rows(snapshot)
+
+    def _names(self) -> pl.DataFrame:
+        """Gives scope and key of the documents to deliver; none where ids are computed as they are sent."""
+        scan = self.documents.scan([self.batch] if self.lake.settings.lake_ids == "counter" else [])
+        owned = scan.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
+        return owned.select(self.lake.sources.scope().alias("scope"), "key").collect()
 
     def _doubt(self, snapshot: Snapshot) -> None:
         """Finds the receipts to be trusted, and the paths of which the index itself is asked.
@@ -85,7 +101,9 @@ class _Delivery:
         """Hands out the receipts, while the documents are on their way; then what older batches keep."""
         client = self.lake.client()
         alias = self.lake.settings.opensearch_alias
-        index = ensure_index(client, alias, metric_fields(self.lake.lake.read("enrich/documents")))
+        fields = {**metric_fields(self.lake.lake.read("enrich/documents")), **STATE_FIELDS}
+        index = ensure_index(client, alias, fields)
+        extend_mapping(client, alias, fields)
         waiting: Waiting = deque()
         present: list[pl.Series] = []
         refused: list[pl.DataFrame] = []
@@ -105,18 +123,25 @@ class _Delivery:
         own = {"batch": pl.lit(self.batch, pl.Int64), "index": pl.lit(index)}
         for piece in self.documents.pieces([self.batch]):
             piece = piece.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
-            scopes = piece.select(scope=self.lake.sources.scope())["scope"]
-            piece = piece.with_columns(id=source_ids(scopes, piece["key"]))
+            piece = self._with_ids(piece)
             if self.known.height or self.unnoted:
                 present.append(piece["id"])
             same = self.trusted.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
             piece = piece.join(same.select("id"), on="id", how="anti", maintain_order="left")
             self.sent["carried_over"] += same.height
-            waiting.append((same.with_columns(batch=own["batch"]), piece.with_columns(**own)))
             whole = with_metrics(piece, enrich) if enrich is not None else piece
-            yield document_columns(whole).with_columns(
+            metrics = metrics_of(whole)
+            whole = whole.with_columns(**own, whole_hash=whole_hashes(whole, metrics))
+            waiting.append((same.with_columns(batch=own["batch"]), whole))
+            yield document_columns(whole, metrics).with_columns(
                 version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
             )
+
+    def _with_ids(self, piece: pl.DataFrame) -> pl.DataFrame:
+        scoped = piece.with_columns(scope=self.lake.sources.scope())
+        if self.lake.settings.lake_ids == "source":
+            return piece.with_columns(id=source_ids(scoped["scope"], scoped["key"]))
+        return scoped.join(self.ids, on=["scope", "key"], maintain_order="left").drop("scope")
 
     def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
         """Deletes what the index held of the owned objects and no longer has a document, and what it has refused."""
@@ -140,7 +165,7 @@ def opensearch_metrics(context: AssetExecutionContext, lake: LakeResource) -> Up
     One row per document whose metrics the index holds, partitioned by batch. A metric of another text than the
     document's is stale and never sent; a document whose fields all equal the last delivery is not sent again.
     """
-    sent = {"sent": 0, "carried_over": 0, "refused": 0}
+    sent = {"sent": 0, "carried_over": 0, "refused": 0, "stale": 0, "withdrawn": 0}
     return Updates(
         lake.lake.table("opensearch/metrics"),
         (_Metrics(lake, batch, sent).compute for batch in batches(context)),
@@ -153,6 +178,8 @@ class _Metrics:
 
     def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
         self.lake, self.batch, self.sent = lake, batch, sent
+        self.client, self.alias = lake.client(), lake.settings.opensearch_alias
+        self.asked: list[pl.DataFrame] = []
 
     def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
         self.clean = self.lake.lake.read("clean/documents")
@@ -166,41 +193,65 @@ class _Metrics:
         known = (
             snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
         )
-        self.known = known.drop("received").unique(["id", "whole_hash"]).collect()
-        self.version = version_of(self.lake.lake, 0)
+        self.index = ensure_index(self.client, self.alias, {**metric_fields(self.enrich), **STATE_FIELDS})
+        self.lost = self._sent_elsewhere(received.join(wanted, on="id", how="semi"))
+        known = known.drop("received").unique(["id", "whole_hash"]).collect()
+        self.known = known.filter(~pl.col("id").is_in(self.lost.implode()))
+        self.version = version_of(self.lake.lake, 0, self.clean, self.enrich)
         return self.batches, self.rows()
 
     def rows(self) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way."""
-        client = self.lake.client()
-        alias = self.lake.settings.opensearch_alias
         fields = metric_fields(self.enrich)
-        ensure_index(client, alias, fields)
-        extend_mapping(client, alias, fields)
+        extend_mapping(self.client, self.alias, {**fields, **STATE_FIELDS})
         waiting: Waiting = deque()
         refused: list[pl.DataFrame] = []
-        answers = deliver(client, alias, self._changed(list(fields), waiting))
+        answers = deliver(self.client, self.alias, self._changed(list(fields), waiting))
         yield from _receipts(answers, waiting, list(OpenSearchMetrics.columns()), refused, self.sent)
-        make_searchable(client, alias)
+        self._withdraw_vanished()
+        make_searchable(self.client, self.alias)
         etags = self.lake.ledger().owners().select("path", "etag")
         refuse(self.lake.lake, "opensearch/metrics", self.batch, [f.join(etags, on="path") for f in refused])
 
     def _changed(self, metrics: list[str], waiting: Waiting) -> Iterator[pl.DataFrame]:
         for part in bucketed(self.clean.count(self.batches), "id"):
             enrich = self.enrich.scan(self.batches).filter(part).collect()
+            self.sent["stale"] += enrich.join(
+                self.clean.scan(self.batches).filter(part).select("id", "text_hash").collect(),
+                on=["id", "text_hash"],
+                how="anti",
+            ).height
             known = self.known.filter(part)
             documents = self.clean.scan(self.batches).filter(part)
             for piece in documents.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True):
-                whole = with_metrics(piece, enrich).filter(pl.any_horizontal(pl.col(metrics).is_not_null()))
-                whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics))
+                measured = pl.any_horizontal(pl.lit(False), pl.col(metrics).is_not_null())
+                whole = with_metrics(piece, enrich).filter(measured | pl.col("id").is_in(self.lost.implode()))
+                whole = whole.with_columns(whole_hash=whole_hashes(whole, metrics), index=pl.lit(self.index))
                 kept = known.drop("batch").join(whole.select("batch", "id", "whole_hash"), on=["id", "whole_hash"])
                 whole = whole.join(kept, on="id", how="anti", maintain_order="left")
                 self.sent["carried_over"] += kept.height
                 waiting.append((kept, whole))
                 # A document's own batch counts, also where a newer one sends it: its own may send it again.
-                yield document_columns(whole, metrics).with_columns(
-                    version=whole["batch"] * 2**32 + self.version, operation=pl.lit("index")
-                )
+                versions = (whole["batch"] * 2**32 + self.version).alias("version")
+                self.asked.append(pl.DataFrame([whole["id"], versions]))
+                yield document_columns(whole, metrics).with_columns(versions, operation=pl.lit("index"))
+
+    def _withdraw_vanished(self) -> None:
+        """Deletes again what has left clean while it was sent: the index forgets the version of a deleted document."""
+        newest = self.lake.lake.read("clean/documents")
+        if newest.version == self.clean.version or not self.asked:
+            return
+        gone = pl.concat(self.asked).lazy().join(newest.scan().select("id"), on="id", how="anti").collect()
+        deletes = gone.with_columns(operation=pl.lit("delete"))
+        for _ in deliver(self.client, self.alias, [deletes] if deletes.height else []):
+            self.sent["withdrawn"] += deletes.height
+
+    def _sent_elsewhere(self, received: pl.LazyFrame) -> pl.Series:
+        """Finds what the first delivery sent to another index and this one lacks: the alias has moved meanwhile."""
+        elsewhere = received.filter(pl.col("index") != self.index).select("id", "version").collect()
+        held = versions_of_ids(self.client, self.alias, elsewhere["id"])
+        there = elsewhere.join(held, on="id").filter(pl.col("held_version") >= pl.col("version"))
+        return elsewhere.join(there, on="id", how="anti")["id"]
 
 
 def _receipts(
@@ -222,35 +273,9 @@ def _receipts(
     for answer in answers:
         carried, asked = waiting.popleft()
         yield carried.select(columns)
-        asked = asked.with_columns(answer.select("version", "result", "reason", "detail"))
+        asked = asked.with_columns(answer.select("version", "result", "seq_no", "reason", "detail"))
         taken = asked.filter(pl.col("result") != "refused")
         refused.append(asked.filter(pl.col("result") == "refused"))
         sent["sent"] += taken.height
         sent["refused"] += refused[-1].height
         yield taken.select(columns)
-
-
-@dg.asset(
-    key=["opensearch", "index"],
-    group_name="opensearch",
-    owners=["team:engineering"],
-    kinds={"opensearch"},
-    deps=[dg.AssetKey(["opensearch", "documents"]), dg.AssetKey(["opensearch", "metrics"])],
-    metadata={"dagster/column_schema": column_schema(OpenSearchIndex)},
-    automation_condition=dg.AutomationCondition.eager(),
-)
-def opensearch_index(lake: LakeResource) -> dg.MaterializeResult:
-    """Looks at the index: where the alias points, how many documents, how large, which fields.
-
-    One row: the state at this moment. Reads OpenSearch alone and writes nothing.
-    """
-    state = index_state(lake.client(), lake.settings.opensearch_alias)
-    documents = lake.lake.read("clean/documents").scan().select(pl.len()).collect().item()
-    return dg.MaterializeResult(
-        metadata={
-            **state,
-            "lake_documents": int(documents),
-            "dagster/row_count": state["documents"],
-            "dagster/column_schema": column_schema(OpenSearchIndex),
-        }
-    )

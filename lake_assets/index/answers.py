@@ -49,6 +49,7 @@ class Verdict:
     Attributes:
         whole: what becomes of the request.
         codes: for each row sent, the position of its result in `OUTCOMES`; 0 for those to be sent again.
+        seq_nos: for each row the sequence number of its write; -1 where there was none.
         refusals: by position in the request.
         again: positions to be sent again; for those the server failed on (500), also in `failed`.
         status: HTTP status behind a stop or a repetition, 0 when there was none.
@@ -58,6 +59,7 @@ class Verdict:
 
     whole: Whole
     codes: list[int] = field(default_factory=list)
+    seq_nos: list[int] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
     again: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
@@ -95,7 +97,7 @@ def judge_items(answer: Any, operations: Sequence[str]) -> Verdict:
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list) or len(items) != len(operations):
         return Verdict(Whole.UNKNOWN)
-    verdict = Verdict(Whole.JUDGED, [0] * len(items))
+    verdict = Verdict(Whole.JUDGED, [0] * len(items), [-1] * len(items))
     for position, (item, operation) in enumerate(zip(items, operations, strict=True)):
         told = item.get(operation) if isinstance(item, dict) else None
         if not isinstance(told, dict) or type(told.get("status")) is not int:
@@ -105,6 +107,7 @@ def judge_items(answer: Any, operations: Sequence[str]) -> Verdict:
         code = _GOOD.get((operation, status), 0) if error is None else 0
         if code:
             verdict.codes[position] = code
+            verdict.seq_nos[position] = told.get("_seq_no", -1)
         elif stopped := _judge_item(verdict, position, status, error if isinstance(error, dict) else {}):
             return stopped
     return verdict
@@ -117,7 +120,7 @@ def judge_failure(status: int, kind: str) -> Verdict:
         status: HTTP status.
         kind: the server's class of the error, empty when it named none.
     """
-    if kind in _STOPPING_TYPES or status in (401, 403, 404):
+    if (kind in _STOPPING_TYPES and status < 500) or status in (401, 403, 404):
         return Verdict(Whole.STOPPED, status=status, kind=kind)
     if status == 429:
         return Verdict(Whole.BUSY, status=status, kind=kind, busy=True)

@@ -44,7 +44,9 @@ def connect(settings: Settings, url: str) -> OpenSearch:
         SettingsRefused: the address or the credentials cannot be used.
     """
     import urllib3
-    from opensearchpy import OpenSearch, Urllib3HttpConnection
+    from opensearchpy import OpenSearch
+
+    from lake_assets.index.connection import TimelyConnection
 
     _check_address(url)
     for name in ("opensearch", "opensearchpy.trace"):
@@ -55,7 +57,7 @@ def connect(settings: Settings, url: str) -> OpenSearch:
     return OpenSearch(
         [url.rstrip("/")],
         http_auth=_authentication(settings),
-        connection_class=Urllib3HttpConnection,
+        connection_class=TimelyConnection,
         timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=settings.opensearch_timeout_seconds),
         max_retries=0,
         retry_on_status=(),

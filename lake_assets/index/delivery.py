@@ -73,8 +73,9 @@ def deliver(
 
     Yields:
         For each frame in order its receipts, row by row: `id`, `version`, `operation`; `result`: `created`, `updated`,
-        `deleted`, `missing` (nothing to delete), `newer` (the index holds a later version) or `refused`; `reason` and
-        `detail` of a refusal, without text of the document; `cut`: how many values of `attributes` were cut.
+        `deleted`, `missing` (nothing to delete), `newer` (the index holds a later version) or `refused`; `seq_no` of
+        the write, where there was one; `reason` and `detail` of a refusal, without text of the document; `cut`: how
+        many values of `attributes` were cut.
 
     Raises:
         IndexUnavailable: OpenSearch does not answer, or refuses everything.
@@ -114,6 +115,7 @@ class _Job:
         self.frame = frame
         self.codes = np.zeros(frame.height, dtype=np.uint8)
         self.cut = np.zeros(frame.height, dtype=np.int64)
+        self.seq_nos = np.full(frame.height, -1, dtype=np.int64)
         self.refusals: dict[int, Refusal] = {}
         unsendable = refuse_rows(frame)
         detail = "OpenSearch takes ids of 1 to 512 bytes and versions from 0."
@@ -126,6 +128,7 @@ class _Job:
     def settle(self, rows: np.ndarray, outcome: Outcome) -> None:
         """Notes results; `rows` are positions in the frame."""
         self.codes[rows] = outcome.codes
+        self.seq_nos[rows] = outcome.seq_nos
         for position, refusal in outcome.refusals.items():
             self.refusals[int(rows[position])] = refusal
         self.unsettled -= len(rows)
@@ -139,6 +142,7 @@ class _Job:
         results = pl.Series(OUTCOMES, dtype=pl.String).gather(pl.Series(self.codes, dtype=pl.UInt32))
         return self.frame.select("id", "version", "operation").with_columns(
             results.alias("result"),
+            pl.Series("seq_no", self.seq_nos).replace(-1, None),
             pl.Series("reason", reasons, dtype=pl.String),
             pl.Series("detail", details, dtype=pl.String),
             pl.Series("cut", self.cut, dtype=pl.Int64),

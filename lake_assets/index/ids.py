@@ -1,12 +1,13 @@
-"""Identities of documents that follow from where they came: a hash of path and key.
+"""Identities of documents: a hash of where they came from, or a number that each name gets once and keeps.
 
-What belongs here: pure functions from columns to ids. What does not: counters, ids made by the server.
+What belongs here: pure functions from columns to ids. What does not: the counter itself, ids made by the server.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -50,6 +51,36 @@ def source_ids(path: pl.Series, key: pl.Series) -> pl.Series:
     blake2b = hashlib.blake2b
     digests = b"".join([blake2b(name, digest_size=_DIGEST_BYTES).digest() for name in names.cast(pl.Binary).to_list()])
     return _base64url(digests).alias("id")
+
+
+def numbered_ids(names: pl.DataFrame, known: pl.DataFrame, reserve: Callable[[int], range]) -> pl.DataFrame:
+    """Gives each name the id it has, and the names that have none the next numbers, in their order.
+
+    Args:
+        names: String columns; what a document is called, for instance scope and key. A name may stand there twice.
+        known: the same columns, each name once, and `id`; more names than asked for do no harm.
+        reserve: reserves as many numbers as it is told; called once, and not at all when every name has its id.
+
+    Returns:
+        `names` in the same order with `id` (String; a number in decimal) and `is_new` (Boolean: to be written down
+        before the id is used).
+
+    Raises:
+        ContractBroken: a part of a name or an id is null, or a known name stands there twice.
+    """
+    by = names.columns
+    known = known.select(*by, "id")
+    if any(sum(frame.null_count().row(0)) for frame in (names, known)):
+        raise ContractBroken(f"An id needs a whole name: {', '.join(by)} or id is null in some rows.")
+    if known.select(by).is_duplicated().any():
+        raise ContractBroken(f"A document keeps its id for life: some names ({', '.join(by)}) are known by two ids.")
+    new = names.unique(maintain_order=True).join(known, on=by, how="anti", maintain_order="left")
+    numbers = reserve(new.height) if new.height else range(0)
+    if len(numbers) != new.height:
+        raise ContractBroken(f"{new.height} documents need an id, and {len(numbers)} numbers were reserved.")
+    new = new.with_columns(id=pl.int_range(numbers.start, numbers.stop, eager=True).cast(pl.String), is_new=True)
+    all_known = pl.concat([known.with_columns(is_new=False), new])
+    return names.join(all_known, on=by, how="left", maintain_order="left")
 
 
 def _base64url(digests: bytes) -> pl.Series:

@@ -37,3 +37,22 @@ def ids_of_objects(client: OpenSearch, alias: str, paths: Sequence[str]) -> pl.S
             query = {"query": {"terms": {"path": list(paths[first : first + PATHS_A_QUERY])}}, "_source": False}
             found += [hit["_id"] for hit in scan(client, index=alias, query=query, size=HITS_A_PAGE)]
     return pl.Series("id", found, dtype=pl.String)
+
+
+def versions_of_ids(client: OpenSearch, alias: str, ids: pl.Series) -> pl.DataFrame:
+    """Gives the versions of those documents that the index behind an alias holds: id, held_version.
+
+    Args:
+        client: of `connect`.
+        alias: whose index is asked; it must exist.
+        ids: of the documents.
+
+    Raises:
+        IndexUnavailable: no answer.
+    """
+    found: list[tuple[str, int]] = []
+    with explained(client):
+        for piece in (ids[first : first + HITS_A_PAGE] for first in range(0, len(ids), HITS_A_PAGE)):
+            answer = client.mget(index=alias, body={"ids": piece.to_list()}, params={"_source": "false"})
+            found += [(told["_id"], told["_version"]) for told in answer["docs"] if told.get("found")]
+    return pl.DataFrame(found, schema={"id": pl.String, "held_version": pl.Int64}, orient="row")

@@ -39,17 +39,21 @@ UNKNOWN_BEFORE_HALVING = 3
 FAILURES_BEFORE_REFUSAL = 8
 """A document on which the server itself fails (500) so often is refused; the waits between make about 12 seconds."""
 
+DOUBTS_BEFORE_REFUSAL = 5
+"""A document refused as too large, though a larger request was taken, is refused for good after so many times."""
+
 ALIKE_BEFORE_STOP = 500
 """So many documents refused for the same reason, and none taken: the mapping is wrong, not the documents."""
 
 
 @dataclass
 class Outcome:
-    """What became of some rows: their codes as in `OUTCOMES`, and by position among them why they were refused."""
+    """What became of some rows: codes as in `OUTCOMES`, sequence numbers, and by position why they were refused."""
 
     rows: np.ndarray
     codes: list[int]
     refusals: dict[int, Refusal] = field(default_factory=dict)
+    seq_nos: list[int] | int = -1
 
 
 Record = Callable[[Outcome], None]
@@ -88,6 +92,7 @@ class Sender:
         self._largest_bytes = largest_bytes
         self._lock = threading.Lock()
         self._taken = 0
+        self._largest_taken = 0
         self._refused: dict[Refusal, int] = {}
 
     def send(self, task: Task) -> None:
@@ -120,8 +125,13 @@ class Sender:
                 again = self._take(task, rows, verdict)
                 waiting += [again] if len(again) else []
             elif verdict.whole is Whole.TOO_LARGE:
-                waiting += halves(rows) if len(rows) > 1 else self._refuse_alone(task, rows, verdict)
-                continue
+                if len(rows) > 1:
+                    waiting += halves(rows)
+                    continue
+                if not self._is_doubtful(task, int(rows[0]), verdict):
+                    self._refuse_alone(task, rows, verdict)
+                    continue
+                waiting.append(rows)
             else:
                 unknown += verdict.whole is Whole.UNKNOWN
                 waiting += halves(rows) if unknown and unknown % UNKNOWN_BEFORE_HALVING == 0 else [rows]
@@ -134,13 +144,14 @@ class Sender:
         from opensearchpy import OpenSearchException
 
         operations = [task.operations[row] for row in rows.tolist()]
+        size_bytes = int(task.lines.sizes()[rows].sum())
         self._pace.enter()
-        verdict = Verdict(Whole.UNKNOWN)
+        verdict, begun = Verdict(Whole.UNKNOWN), time.monotonic()
         try:
             answer = self._client.transport.perform_request(
                 "POST",
                 f"/{quote(self._alias, safe='')}/_bulk",
-                params={"require_alias": "true", "filter_path": "errors,items.*.status,items.*.error"},
+                params={"require_alias": "true", "filter_path": "errors,items.*.status,items.*.error,items.*._seq_no"},
                 body=task.lines.body(rows),
                 headers={"content-type": "application/x-ndjson"},
             )
@@ -155,18 +166,21 @@ class Sender:
                 verdict = judge_failure(status, error_type(failure))
             return verdict, cause
         finally:
-            self._pace.leave(verdict.busy)
+            answered = verdict.whole is Whole.JUDGED
+            self._largest_taken = max(self._largest_taken, size_bytes if answered else 0)
+            self._pace.leave(verdict.busy, time.monotonic() - begun, size_bytes, answered)
 
     def _take(self, task: Task, rows: np.ndarray, verdict: Verdict) -> np.ndarray:
         """Settles what was answered and gives the rows to be sent again."""
         again = [position for position in verdict.again if not self._give_up(task, rows, position, verdict)]
         if not again:
-            self._settle(task, Outcome(rows, verdict.codes, verdict.refusals))
+            self._settle(task, Outcome(rows, verdict.codes, verdict.refusals, verdict.seq_nos))
             return rows[:0]
         settled = [position for position, code in enumerate(verdict.codes) if code]
         if settled:
             refusals = {new: verdict.refusals[old] for new, old in enumerate(settled) if old in verdict.refusals}
-            self._settle(task, Outcome(rows[settled], [verdict.codes[old] for old in settled], refusals))
+            codes, seq_nos = ([known[old] for old in settled] for known in (verdict.codes, verdict.seq_nos))
+            self._settle(task, Outcome(rows[settled], codes, refusals, seq_nos))
         return rows[again]
 
     def _give_up(self, task: Task, rows: np.ndarray, position: int, verdict: Verdict) -> bool:
@@ -180,10 +194,16 @@ class Sender:
                 return True
         return False
 
-    def _refuse_alone(self, task: Task, rows: np.ndarray, verdict: Verdict) -> list[np.ndarray]:
+    def _is_doubtful(self, task: Task, row: int, verdict: Verdict) -> bool:
+        """Tells whether a document can hardly be too large, as a larger request was taken; not after some doubts."""
+        if verdict.status != 413 or int(task.lines.sizes()[row]) > self._largest_taken:
+            return False
+        task.failures[row] = task.failures.get(row, 0) + 1
+        return task.failures[row] <= DOUBTS_BEFORE_REFUSAL
+
+    def _refuse_alone(self, task: Task, rows: np.ndarray, verdict: Verdict) -> None:
         size = int(task.lines.sizes()[rows[0]])
         self._settle(task, Outcome(rows, [REFUSED], {0: refuse_alone(verdict.status, size)}))
-        return []
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """Hands results over; ends everything when nothing but the same refusal comes back."""

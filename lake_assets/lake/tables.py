@@ -34,7 +34,7 @@ from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNo
 from deltalake.schema import PrimitiveType
 
 from lake_assets import __version__
-from lake_assets.contracts import TABLES, Contract
+from lake_assets.contracts import INDEX_TABLES, TABLES, Contract
 from lake_assets.errors import ContractBroken, TableConflict
 from lake_assets.settings import Settings
 
@@ -286,7 +286,7 @@ class Lake:
             key: the asset key, which is also the folder.
             contract: of a metric's table or of enrich with its metrics; the fixed tables know theirs.
         """
-        wanted = contract or TABLES[key]
+        wanted = contract or TABLES.get(key) or INDEX_TABLES[key]
         table = self._tables.get(key)
         if table is None or table.contract is not wanted:
             url = f"{self.settings.lake_root}/{key}"

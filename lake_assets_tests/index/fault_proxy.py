@@ -20,9 +20,18 @@ Answer = tuple[int, str, bytes]
 
 JSON = "application/json; charset=UTF-8"
 
+DRIP_SECONDS = 0.05
+"""Between two bytes of a slow drip: far below every timeout of a read."""
+
 
 class Proxy(ThreadingHTTPServer):
-    """The proxy: what it did is counted, what it does can be changed while it runs."""
+    """The proxy: what it did is counted, what it does can be changed while it runs.
+
+    Attributes:
+        delay_seconds: how much later every answer to a bulk request comes.
+        on_bulk: called with the number of each bulk request, from 1, before anything is done with it.
+        at_once: for each bulk request how many were under way when it had come, itself included.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -38,6 +47,9 @@ class Proxy(ThreadingHTTPServer):
         self.largest_bytes = 0
         self.now = 0
         self.most_at_once = 0
+        self.at_once: list[int] = []
+        self.delay_seconds = 0.0
+        self.on_bulk: Callable[[int], object] = lambda _: None
         self.released = threading.Event()
         self.lock = threading.Lock()
 
@@ -101,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.largest_bytes = max(proxy.largest_bytes, len(body))
             proxy.now += 1
             proxy.most_at_once = max(proxy.most_at_once, proxy.now)
+            proxy.at_once.append(proxy.now)
+            number = proxy.bulks
+        proxy.on_bulk(number)
         try:
             if len(body) > proxy.limit_bytes:
                 self.reply(413, "text/plain", b"too large")
@@ -121,9 +136,12 @@ class _Handler(BaseHTTPRequestHandler):
             }
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
-            return answer.status, answer.headers.get("Content-Type") or JSON, answer.read()
+            told = answer.status, answer.headers.get("Content-Type") or JSON, answer.read()
         finally:
             connection.close()
+        if self.proxy.delay_seconds and "/_bulk" in self.path:
+            self.proxy.released.wait(self.proxy.delay_seconds)
+        return told
 
     def reply(self, status: int, kind: str, body: bytes, length: int | None = None) -> None:
         self.send_response(status)
@@ -227,6 +245,29 @@ def _trickles(handler: _Handler, body: bytes) -> None:
     handler.cut()
 
 
+def _drips(handler: _Handler, body: bytes) -> None:
+    """Gives the whole, true answer, a byte at a time: a hundred documents take a minute and more."""
+    status, kind, answer = handler.forward(body)
+    handler.send_response(status)
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(answer)))
+    handler.end_headers()
+    for position in range(len(answer)):
+        handler.wfile.write(answer[position : position + 1])
+        handler.wfile.flush()
+        if handler.proxy.released.wait(DRIP_SECONDS):
+            handler.cut()
+            return
+
+
+def _dislikes_one(handler: _Handler, body: bytes) -> None:
+    """Finds every request too large that one document is in, however small."""
+    if any(id_ == "7" for _, id_, _ in operations(body)):
+        handler.reply(413, "text/plain", b"too large")
+    else:
+        handler.reply(*handler.forward(body))
+
+
 def _flood_stage(handler: _Handler, body: bytes) -> None:
     reason = "index [x] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded flood-stage watermark];"
     error = {"status": 429, "error": {"type": "cluster_block_exception", "reason": reason}}
@@ -243,6 +284,7 @@ FAULTS: dict[str, Callable[[_Handler, bytes], None]] = {
     "a quarter of the items 429": _fails_items(429, lambda position, _: position % 4 == 0),
     "a quarter of the items 503": _fails_items(503, lambda position, _: position % 4 == 0),
     "one document 500": _fails_items(500, lambda _, id_: id_ == "7"),
+    "one document 413": _dislikes_one,
     "accepted, then cut": _cuts,
     "accepted, then 504": _answers_504,
     "answer cut short": _cuts_answer,
@@ -252,5 +294,6 @@ FAULTS: dict[str, Callable[[_Handler, bytes], None]] = {
     "nothing": _empties,
     "no answer": _hangs,
     "an answer without end": _trickles,
+    "slow drip": _drips,
     "flood stage": _flood_stage,
 }
