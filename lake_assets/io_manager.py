@@ -22,7 +22,7 @@ from lake_assets.index.client import connect
 from lake_assets.index.node import opensearch_url
 from lake_assets.lake.batches import Ledger
 from lake_assets.lake.raw_zone import RawZone, raw_zone
-from lake_assets.lake.tables import Lake, Rows, Snapshot, Table
+from lake_assets.lake.tables import Compute, Lake, Snapshot, Table
 from lake_assets.settings import Settings, current_settings
 from lake_assets.text.sources import Sources, load_sources
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 BATCHES = dg.DynamicPartitionsDefinition(name="batch")
 BATCHES_A_RUN = 50
 TYPE_NAMES = {"String": "string", "Int64": "int", "Float64": "float", "Boolean": "bool", "Binary": "binary"}
-
-Compute = Callable[[Snapshot], tuple[Sequence[int], Rows] | None]
 
 
 class LakeResource(dg.ConfigurableResource):
@@ -79,6 +77,23 @@ class Updates:
     table: Table
     computes: Iterable[Compute]
     metadata: Callable[[], Mapping[str, Any]] = dict
+
+
+class Counts:
+    """What an asset counts, by batch: one that is computed again, because another writer was first, counts anew."""
+
+    def __init__(self, *names: str) -> None:
+        self._zero = dict.fromkeys(names, 0)
+        self._batches: dict[int, dict[str, int]] = {}
+
+    def begin(self, batch: int) -> dict[str, int]:
+        """Gives the counts of a batch, all 0."""
+        self._batches[batch] = dict(self._zero)
+        return self._batches[batch]
+
+    def total(self) -> dict[str, int]:
+        """Adds up the batches."""
+        return {name: sum(counts[name] for counts in self._batches.values()) for name in self._zero}
 
 
 _listeners: list[Callable[[str, int], None]] = []

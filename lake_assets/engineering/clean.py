@@ -10,7 +10,7 @@ from lake_assets.contracts import CleanDocuments
 from lake_assets.engineering.indexing import taken_rows
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
 from lake_assets.lake.batches import Takeover
-from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
+from lake_assets.lake.tables import PIECE_ROWS, Replacement, Snapshot, bucketed
 
 
 @table_asset("clean/documents", "engineering", ["indexing/documents", "opensearch/documents"], CleanDocuments)
@@ -23,13 +23,14 @@ def clean_documents(context: AssetExecutionContext, lake: LakeResource) -> Updat
 
 
 def _documents(lake: LakeResource, batch: int):
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
+    def compute(snapshot: Snapshot) -> Replacement:
         taken = lake.ledger().takeover(batch)
         documents = lake.lake.read("indexing/documents").scan([batch])
         receipts = lake.lake.read("opensearch/documents").scan([batch])
         mine = taken_rows(lake, taken)
         replaced = [batch, *snapshot.batches_of(taken.earlier, mine)]
-        return replaced, chain(_accepted(taken, documents, receipts), snapshot.others(replaced, mine))
+        rows = chain(_accepted(taken, documents, receipts), snapshot.others(replaced, mine))
+        return Replacement(replaced, rows, taken.shared)
 
     return compute
 

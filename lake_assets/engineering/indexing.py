@@ -10,7 +10,7 @@ from lake_assets.engineering.quarantine import refuse
 from lake_assets.index.names import known_ids
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
 from lake_assets.lake.batches import IS_INCREMENT, Takeover
-from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot
+from lake_assets.lake.tables import PIECE_ROWS, Replacement, Snapshot
 from lake_assets.text.documents import DocumentReader
 
 
@@ -27,10 +27,10 @@ def indexing_documents(context: AssetExecutionContext, lake: LakeResource) -> Up
 
 
 def _documents(lake: LakeResource, batch: int):
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
+    def compute(snapshot: Snapshot) -> Replacement:
         taken = lake.ledger().takeover(batch)
         replaced = [batch, *snapshot.batches_of(taken.earlier, taken.rows())]
-        return replaced, _rows(lake, snapshot, taken, replaced)
+        return Replacement(replaced, _rows(lake, snapshot, taken, replaced), taken.shared)
 
     return compute
 
@@ -78,7 +78,7 @@ def _older_records(lake: LakeResource, batch: int):
     Both look, the newer batch and the older one that was written beside it: who comes last sees the other.
     """
 
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+    def compute(snapshot: Snapshot) -> Replacement | None:
         taken = lake.ledger().takeover(batch)
         if not taken.has_increments:
             return None
@@ -89,7 +89,8 @@ def _older_records(lake: LakeResource, batch: int):
             return None
         replaced = older["batch"].unique().sort().to_list()
         kept = snapshot.scan(replaced).join(older.lazy(), on=["batch", "path", "key"], how="anti")
-        return replaced, kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True)
+        rows = kept.collect_batches(chunk_size=PIECE_ROWS, maintain_order=False, lazy=True)
+        return Replacement(replaced, rows, taken.shared)
 
     return compute
 

@@ -36,10 +36,10 @@ def refuse(
         stage: the asset that refused.
         batch: the batch it worked on.
         refused: frames of path, etag, record, reason, detail.
-        taken: what the batch owns, where only that counts: what was refused of other objects stays, and what older
-            batches have refused of these goes, as their documents do. All of the batch, if None.
+        taken: what the batch owns: what older batches have refused of these objects goes, as their documents do.
     """
-    own = taken.rows() if taken else pl.col("batch") == batch
+    own = pl.col("batch") == batch
+    own = own | pl.col("path").is_in(taken.whole.implode()) if taken else own
     _replace(lake, stage, batch, refused, own, taken.earlier if taken else [])
 
 

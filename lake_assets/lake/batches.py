@@ -10,14 +10,13 @@ import datetime as dt
 from dataclasses import dataclass
 
 import polars as pl
-from deltalake import Transaction
 
 from lake_assets.lake.raw_zone import Listing
-from lake_assets.lake.tables import Lake, Rows, Snapshot
+from lake_assets.lake.tables import Lake, Replacement, Snapshot
 from lake_assets.settings import Settings
 from lake_assets.text.sources import Sources
 
-CLAIMS = "lake_assets/claims"  # every claim carries it, so that of two that race one must look again
+CLAIMS = ["lake_assets/claims"]  # what all claims share: of two that race one must look again
 LONGEST_WAITS = 10  # times LAKE_BATCH_WAIT_SECONDS
 LEDGER = ["batch", "path", "etag", "size_bytes", "state", "claimed_at"]
 NOTHING_DECLARED = Sources()
@@ -82,9 +81,10 @@ class Ledger:
     def takeover(self, batch: int) -> Takeover:
         """Tells what a batch owns, and where older and newer rows of the same documents may be."""
         owned = self.owned(batch)
+        lost = self.claimed(batch).join(owned, on="path", how="anti")["path"]
         before = self._claimed_in(owned["scope"], pl.col("batch") < batch)
         newer = self._claimed_in(owned.filter(IS_INCREMENT)["scope"], pl.col("batch") > batch)
-        return Takeover(batch, owned, before.select("batch", scope=self.scope).unique(), _numbers(newer))
+        return Takeover(batch, owned, lost, before.select("batch", scope=self.scope).unique(), _numbers(newer))
 
     def _claimed_in(self, scopes: pl.Series, batches: pl.Expr) -> pl.DataFrame:
         return self.rows.filter(batches, self.scope.is_in(scopes.unique().implode()))
@@ -97,12 +97,14 @@ class Takeover:
     Attributes:
         batch: its number.
         objects: path, etag, state, scope, … of the objects it owns.
+        lost: paths that it has claimed and a newer batch owns.
         before: batch and scope of what older batches claimed in the same scopes: mostly its older versions.
         later: newer batches of sources whose keys are unique, which may hold newer records of the same keys.
     """
 
     batch: int
     objects: pl.DataFrame
+    lost: pl.Series
     before: pl.DataFrame
     later: list[int]
 
@@ -110,6 +112,17 @@ class Takeover:
     def earlier(self) -> list[int]:
         """The older batches that may hold documents that this one owns now."""
         return _numbers(self.before)
+
+    @property
+    def shared(self) -> list[str]:
+        """What its commits share with those of other batches: the older versions of its objects, and its increments.
+
+        So of two batches of the same documents that are written side by side, the later commit sees the other.
+        """
+        whole = _numbers(self.before.filter(pl.col("scope").is_in(self.whole.implode())))
+        sources = self.objects.filter(IS_INCREMENT)["scope"].unique().sort()
+        return [*(f"lake_assets/batch/{number}" for number in (*whole, self.batch)),
+                *(f"lake_assets/increments/{source}" for source in sources)]  # fmt: skip
 
     @property
     def landed(self) -> pl.DataFrame:
@@ -153,16 +166,16 @@ def claim(lake: Lake, ledger: Ledger, listing: Listing, settings: Settings, sour
     """
     done = Claim([], 0)
 
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+    def compute(snapshot: Snapshot) -> Replacement | None:
         nonlocal done
         ledger.refresh(snapshot)
         fresh = changes(ledger, listing, sources)
         batched, left = _cut(fresh, ledger.last_batch, settings, rest)
         numbers = batched["batch"].unique().sort().to_list()
         done = Claim(numbers, left)
-        return (numbers, [batched]) if numbers else None
+        return Replacement(numbers, [batched], CLAIMS) if numbers else None
 
-    lake.table("raw/objects").replace(compute, transaction=Transaction(CLAIMS, ledger.last_batch + 1))
+    lake.table("raw/objects").replace(compute)
     ledger.refresh()
     return done
 

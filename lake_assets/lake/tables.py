@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -54,6 +54,24 @@ DELTA_TYPES = {
 }
 CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days", "delta.checkpointInterval": "100"}
 Rows = Iterable[pl.DataFrame]
+
+
+class Replacement(NamedTuple):
+    """What a computation wants to commit.
+
+    Attributes:
+        batches: whose rows are replaced, whole.
+        rows: the new rows, in pieces.
+        shared: names of what others may be changing at the same time; of two commits to a table that share one, the
+            later is computed again, whatever rows they hold.
+    """
+
+    batches: Sequence[int]
+    rows: Rows
+    shared: Sequence[str] = ()
+
+
+Compute = Callable[["Snapshot"], Replacement | tuple[Sequence[int], Rows] | None]
 
 
 @dataclass(frozen=True)
@@ -166,20 +184,13 @@ class Table:
         self.contract = contract
         self.url = url
         self.storage_options = dict(storage_options)
-        self._delta: DeltaTable | None = None
 
     def snapshot(self) -> Snapshot:
         """Pins the newest version."""
         try:
-            if self._delta is None:
-                self._delta = DeltaTable(self.url, storage_options=self.storage_options)
-            else:
-                self._delta.update_incremental()
+            return Snapshot(DeltaTable(self.url, storage_options=self.storage_options), self.contract)
         except TableNotFoundError:
             return Snapshot(None, self.contract)
-        # The handle moves with later updates; the snapshot must not.
-        pinned, self._delta = self._delta, None
-        return Snapshot(pinned, self.contract)
 
     def ensure(self) -> None:
         """Creates the table, or adds the columns that its contract has gained.
@@ -217,18 +228,16 @@ class Table:
 
     def replace(
         self,
-        compute: Callable[[Snapshot], tuple[Sequence[int], Rows] | None],
+        compute: Compute,
         info: Mapping[str, Any] | None = None,
-        transaction: Transaction | None = None,
         on_rows: Callable[[int], None] = lambda _: None,
     ) -> Replaced | None:
         """Replaces whole batches in one commit, computed from the very version that the commit follows.
 
         Args:
-            compute: from a snapshot of this table to the batches to replace and their new rows, in pieces; None when
-                nothing is to be changed. Called again when another writer's commit came between.
+            compute: from a snapshot of this table to what is to be replaced; None when nothing is. What else it needs
+                it reads after that snapshot was taken. Called again when another writer's commit came between.
             info: kept with the commit, for instance the Dagster run.
-            transaction: makes the commit conflict with every other that carries the same application id.
             on_rows: told how many rows are ready, in the thread that makes them.
 
         Raises:
@@ -241,8 +250,9 @@ class Table:
             computed = compute(snapshot)
             if computed is None or snapshot.delta is None:
                 return None
-            batches = tuple(sorted(set(computed[0])))
-            stream = _Stream(self, computed[1], snapshot, on_rows)
+            computed = Replacement(*computed)
+            batches = tuple(sorted(set(computed.batches)))
+            stream = _Stream(self, computed.rows, snapshot, on_rows)
             try:
                 write_deltalake(
                     snapshot.delta,
@@ -255,7 +265,7 @@ class Table:
                     ),
                     commit_properties=CommitProperties(
                         custom_metadata={"lake_assets": __version__, **{k: str(v) for k, v in (info or {}).items()}},
-                        app_transactions=[transaction] if transaction else None,
+                        app_transactions=[Transaction(name, snapshot.version + 1) for name in computed.shared],
                         max_commit_retries=15,
                     ),
                     post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),

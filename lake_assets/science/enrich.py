@@ -7,7 +7,7 @@ import polars as pl
 from dagster import AssetExecutionContext
 
 from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
-from lake_assets.lake.tables import Rows, Snapshot, bucketed
+from lake_assets.lake.tables import Replacement, Snapshot, bucketed
 from lake_assets.science.metric import Metric, enrich_contract
 
 DESCRIPTION = """Joins every metric to the documents: what the index gets as new fields.
@@ -45,11 +45,11 @@ def enrich_asset(metrics: Mapping[str, Metric]) -> dg.AssetsDefinition:
 
 
 def _rows_of(lake: LakeResource, metrics: Mapping[str, Metric], batch: int):
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows]:
+    def compute(snapshot: Snapshot) -> Replacement:
         clean = lake.lake.read("clean/documents")
-        earlier = lake.ledger().earlier(batch)
-        replaced = [batch, *snapshot.stale(earlier, clean)]
-        return replaced, _join(lake, metrics, clean, replaced, [batch, *earlier])
+        taken = lake.ledger().takeover(batch)
+        replaced = [batch, *snapshot.stale(taken.earlier, clean)]
+        return Replacement(replaced, _join(lake, metrics, clean, replaced, [batch, *taken.earlier]), taken.shared)
 
     return compute
 

@@ -18,8 +18,8 @@ from dagster import AssetExecutionContext
 
 from lake_assets.contracts import CleanDocuments, Contract, EnrichDocuments, Measured, about, metric_contract
 from lake_assets.errors import ContractBroken
-from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
-from lake_assets.lake.tables import Rows, Snapshot
+from lake_assets.io_manager import Counts, LakeResource, Updates, batches, table_asset
+from lake_assets.lake.tables import Replacement, Snapshot
 from lake_assets.text.workers import map_ordered
 
 Texts = pl.Series
@@ -153,28 +153,29 @@ def metric_asset(item: Metric) -> dg.AssetsDefinition:
         & ~condition.in_progress(),
     )
     def measured(context: AssetExecutionContext, lake: LakeResource) -> Updates:
-        counts = {"measured": 0, "carried_over": 0}
+        counts = Counts("measured", "carried_over")
         return Updates(
             lake.lake.table(item.key, item.contract),
             (_rows_of(lake, item, batch, counts) for batch in batches(context)),
-            lambda: counts,
+            counts.total,
         )
 
     return measured
 
 
-def _rows_of(lake: LakeResource, item: Metric, batch: int, counts: dict[str, int]):
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+def _rows_of(lake: LakeResource, item: Metric, batch: int, counts: Counts):
+    def compute(snapshot: Snapshot) -> Replacement:
         clean = lake.lake.read("clean/documents")
-        earlier = lake.ledger().earlier(batch)
-        replaced = [batch, *snapshot.stale(earlier, clean)]
-        measured = snapshot.scan([batch, *earlier]).filter(pl.col("metric_version") == item.version)
+        taken = lake.ledger().takeover(batch)
+        replaced = [batch, *snapshot.stale(taken.earlier, clean)]
+        measured = snapshot.scan([batch, *taken.earlier]).filter(pl.col("metric_version") == item.version)
         known = (
             measured.join(clean.scan(replaced), on=["id", "text_hash"], how="semi")
             .unique(["id", "text_hash"])
             .collect()
         )
-        return replaced, _measure(item, clean, replaced, known, lake.settings.lake_workers, counts)
+        rows = _measure(item, clean, replaced, known, lake.settings.lake_workers, counts.begin(batch))
+        return Replacement(replaced, rows, taken.shared)
 
     return compute
 
