@@ -1,11 +1,11 @@
-"""`python -m bench` measures everything; `python -m bench delivery|road|memory|sensor` one thing."""
+"""`python -m bench` measures everything; `python -m bench delivery|ids|road|memory|sensor|index_state` one thing."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("delivery", "road", "memory", "sensor")
+NAMES = ("delivery", "ids", "road", "memory", "sensor", "index_state")
 
 
 def main(arguments: list[str]) -> int:

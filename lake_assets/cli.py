@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lake_assets.errors import LakeError
-from lake_assets.settings import Settings
+from lake_assets.settings import Settings, current_settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
                   help="A text lake in front of OpenSearch.")  # fmt: skip
@@ -64,7 +64,7 @@ def demo(as_json: AsJson = False) -> None:
     from lake_assets.demo.texts import write_demo
     from lake_assets.ingest import ingest as run_ingest
 
-    settings = Settings()
+    settings = current_settings()
     with _opensearch(settings), tempfile.TemporaryDirectory() as folder:
         write_demo(Path(folder))
         with _progress() as progress:
@@ -97,7 +97,7 @@ def ingest(
     """Copies files under the raw root and runs the whole road; what is there already is not done again."""
     from lake_assets.ingest import ingest as run_ingest
 
-    settings = Settings()
+    settings = current_settings()
     with _opensearch(settings), _progress() as progress:
         done = run_ingest(settings, paths, progress)
     if as_json:
@@ -116,7 +116,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Searches titles and texts, and narrows by metrics."""
-    settings = Settings()
+    settings = current_settings()
     with _opensearch(settings):
         found = _search(settings, query, where or [], size)
     _print_json(found) if as_json else _print_hits(found)
@@ -125,7 +125,7 @@ def search(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Counts the rows of each table, what was refused, and the documents of the index."""
-    state = _status(Settings())
+    state = _status(current_settings())
     _print_json(state) if as_json else _print_status(state)
 
 
@@ -134,7 +134,7 @@ def ui(port: Annotated[int, typer.Option(help="Port of 127.0.0.1.")] = 3000) -> 
     """Serves Dagster's page, its daemon and the local node, until Ctrl-C."""
     from lake_assets.ui import run_ui
 
-    sys.exit(run_ui(Settings(), port))
+    sys.exit(run_ui(current_settings(), port))
 
 
 @node.command("start")
@@ -143,7 +143,7 @@ def node_start(port: Annotated[int, typer.Option(help="Port of 127.0.0.1; 0 take
     from lake_assets.index.node import start
 
     with _progress() as progress:
-        state = start(Settings(), port=port, progress=progress)
+        state = start(current_settings(), port=port, progress=progress)
     out.print(f"OpenSearch runs at {state.url} (process {state.pid}).")
 
 
@@ -152,7 +152,7 @@ def node_stop() -> None:
     """Stops the local node."""
     from lake_assets.index.node import stop
 
-    out.print("Stopped." if stop(Settings()) else "No local node was running.")
+    out.print("Stopped." if stop(current_settings()) else "No local node was running.")
 
 
 @node.command("status")
@@ -160,7 +160,7 @@ def node_status(as_json: AsJson = False) -> None:
     """Tells whether the local node runs; exit code 3 when it does not."""
     from lake_assets.index.node import running
 
-    state = running(Settings())
+    state = running(current_settings())
     if as_json:
         _print_json({"running": state is not None, "url": state.url if state else None})
     else:
@@ -175,7 +175,7 @@ def quarantine_list(
     """Counts what is refused by stage, reason, owner and state, and lists the newest."""
     from lake_assets.quarantine import Wanted, list_refused
 
-    found = list_refused(Settings(), Wanted(reason, stage, path))
+    found = list_refused(current_settings(), Wanted(reason, stage, path))
     _print_inert_json(found) if as_json else _print_refused(found)
 
 
@@ -189,7 +189,7 @@ def quarantine_show(
     """Shows every refusal of an object, or of one record of it, and where its bytes are."""
     from lake_assets.quarantine import show
 
-    found = show(Settings(), path, record, text)
+    found = show(current_settings(), path, record, text)
     if as_json:
         _print_inert_json(found)
         return
@@ -211,7 +211,7 @@ def quarantine_replay(
     """
     from lake_assets.quarantine import Wanted, plan, reasons, replay
 
-    settings, wanted = Settings(), Wanted(reason, stage, path)
+    settings, wanted = current_settings(), Wanted(reason, stage, path)
     if dry_run:
         planned = plan(settings, wanted)
         found = {"batches": planned.batches, "records": planned.asked.height, "by_reason": reasons(planned.asked)}
@@ -265,7 +265,7 @@ def _on_index(work: Callable[[Any, str, Any], Any]) -> Any:
     from lake_assets.index.node import opensearch_url
     from lake_assets.lake.tables import Lake
 
-    settings = Settings()
+    settings = current_settings()
     with _opensearch(settings):
         return work(connect(settings, opensearch_url(settings)), settings.opensearch_alias, Lake(settings))
 

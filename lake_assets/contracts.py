@@ -98,8 +98,10 @@ class OpenSearchDocuments(Contract):
     path = dy.String(**about("Object the document came in.", "indexing/documents.path"))
     document_hash = dy.Int64(**about("What was sent.", "indexing/documents.document_hash"))
     whole_hash = dy.Int64(
-        **about("BLAKE2b-64 of the document and the metrics it was sent with.", "indexing/documents.document_hash")
-    )
+        nullable=True,
+        **about("BLAKE2b-64 of the document and the metrics it was sent with; null in receipts older than the column.",
+                "indexing/documents.document_hash"),
+    )  # fmt: skip
     version = dy.Int64(**about("External version it was sent with; the index refuses lower ones."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer` when it held a later one."))
     seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
@@ -156,7 +158,9 @@ class OpenSearchMetrics(Contract):
     version = dy.Int64(**about("External version it was sent with."))
     result = dy.String(**about("What OpenSearch answered: `created`, `updated`, or `newer`."))
     seq_no = dy.Int64(nullable=True, **about("Sequence number of that write; null where the index held a later one."))
-    index = dy.String(**about("The physical index that took it."))
+    index = dy.String(
+        nullable=True, **about("The physical index that took it; null in receipts older than the column.")
+    )
 
 
 class OpenSearchIndex(dy.Schema):
@@ -167,6 +171,9 @@ class OpenSearchIndex(dy.Schema):
     documents = dy.Int64(**about("Documents it holds.", unit="count"))
     size_bytes = dy.Int64(**about("Size on the server's disk.", unit="bytes"))
     fields = dy.Int64(**about("Fields of its mapping.", unit="count"))
+    mapping_version = dy.String(
+        **about("Hash of its mapping, which clean/documents and enrich/documents declare: changes with any field.")
+    )
 
 
 class OpenSearchIds(Contract):
@@ -185,7 +192,7 @@ class OpenSearchBaseline(Contract):
     batch = dy.Int64(**about("Always 0: the baseline is of no batch."))
     index = dy.String(**about("The physical index that was compared."))
     index_uuid = dy.String(**about("What tells it from another index of the same name."))
-    bucket = dy.Int64(**about("CRC-32 of the documents' ids, modulo 4,096.", "clean/documents.id"))
+    bucket = dy.Int64(**about("CRC-32 of path and key, modulo 4,096.", "clean/documents.path", "clean/documents.key"))
     count = dy.Int64(**about("Documents of the bucket in the index.", unit="count"))
     seq_sum = dy.Int64(**about("Sum of their sequence numbers, which every write moves."))
     seq_max = dy.Int64(**about("Greatest of their sequence numbers."))

@@ -46,7 +46,7 @@ class Ingested:
 
 
 def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambda *_: None) -> Ingested:
-    """Takes files and folders into the lake, and finishes every batch that is not finished.
+    """Takes files and folders into the lake, and finishes every batch and every replay that is not finished.
 
     Args:
         settings: OpenSearch must answer at its URL, or the local node must run.
@@ -59,6 +59,7 @@ def ingest(settings: Settings, paths: Sequence[Path], progress: Progress = lambd
     done = Ingested()
     with dagster_instance(settings) as instance:
         ledger = Ledger(Lake(settings)).refresh()
+        _run_batches(instance, _interrupted(instance), done, progress, REPLAY_TAG)
         _run_batches(instance, _unfinished(instance, ledger), done, progress)  # their bytes may be about to be replaced
         zone = raw_zone(settings)
         names = list(dict.fromkeys(_copy(zone, paths, progress)))
@@ -144,19 +145,25 @@ def interrupted(settings: Settings) -> list[int]:
     """Finds the batches whose last run by `run_again` failed, or died with its process, before its end."""
     import dagster as dg
 
+    with dg.DagsterInstance.from_config(str(prepare_dagster_home(settings))) as instance:
+        return _interrupted(instance)
+
+
+def _interrupted(instance: dg.DagsterInstance) -> list[int]:
+    import dagster as dg
+
     from lake_assets.engineering.sensors import has_died
 
     unsuccessful = [status for status in dg.DagsterRunStatus if status != dg.DagsterRunStatus.SUCCESS]
-    with dg.DagsterInstance.from_config(str(prepare_dagster_home(settings))) as instance:
-        runs = instance.get_runs(dg.RunsFilter(tags=REPLAY_TAG, statuses=unsuccessful))
-        batches = {run.tags["dagster/partition"] for run in runs}
-        tags = ({**REPLAY_TAG, "dagster/partition": batch} for batch in batches)
-        last = [instance.get_runs(dg.RunsFilter(tags=each), limit=1)[0] for each in tags]  # the newest comes first
-        return sorted(
-            int(run.tags["dagster/partition"])
-            for run in last
-            if not run.is_success and (run.is_finished or has_died(instance, run))
-        )
+    runs = instance.get_runs(dg.RunsFilter(tags=REPLAY_TAG, statuses=unsuccessful))
+    batches = {run.tags["dagster/partition"] for run in runs}
+    tags = ({**REPLAY_TAG, "dagster/partition": batch} for batch in batches)
+    last = [instance.get_runs(dg.RunsFilter(tags=each), limit=1)[0] for each in tags]  # the newest comes first
+    return sorted(
+        int(run.tags["dagster/partition"])
+        for run in last
+        if not run.is_success and (run.is_finished or has_died(instance, run))
+    )
 
 
 def _run_batches(

@@ -86,9 +86,10 @@ class Counts:
         self._zero = dict.fromkeys(names, 0)
         self._batches: dict[int, dict[str, int]] = {}
 
-    def begin(self, batch: int) -> dict[str, int]:
-        """Gives the counts of a batch, all 0."""
-        self._batches[batch] = dict(self._zero)
+    def begin(self, batch: int, *done: str) -> dict[str, int]:
+        """Gives the counts of a batch, all 0 but for those of what an earlier computation has done for good."""
+        before = self._batches.get(batch, self._zero)
+        self._batches[batch] = {**self._zero, **{name: before[name] for name in done}}
         return self._batches[batch]
 
     def total(self) -> dict[str, int]:

@@ -53,8 +53,9 @@ class Settings(BaseSettings):
     lake_workers: int = Field(
         os.cpu_count() or 1, ge=1, description="Processes that clean and measure text; default: one a core."
     )
-    lake_ids: Literal["source", "counter"] = Field(
-        "source", description="How ids are chosen: from path and key, or counted; never to be changed for a lake."
+    lake_ids: Literal["source", "counter", "opensearch"] = Field(
+        "source",
+        description="How ids are chosen: source (path and key), counter or opensearch; never to be changed for a lake.",
     )
     lake_counter: str = Field(
         "",
@@ -74,7 +75,9 @@ class Settings(BaseSettings):
     )
     opensearch_timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for one answer.")
     aws_region: str = Field("us-east-1", description="Region of S3 and of sigv4.")
-    aws_endpoint_url: str = Field("", description="Another S3-compatible server, for instance http://127.0.0.1:4566.")
+    aws_endpoint_url: str = Field(
+        "", description="Another server for S3 and DynamoDB, for instance http://127.0.0.1:4566."
+    )
     aws_access_key_id: str = Field("", description="Empty: the default chain (profile, role of the machine or pod).")
     aws_secret_access_key: SecretStr = Field(SecretStr(""), description="Goes with AWS_ACCESS_KEY_ID.")
     aws_session_token: SecretStr = Field(SecretStr(""), description="Of temporary credentials.")

@@ -38,19 +38,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Strips settings and credentials, and moves HOME: they can only come through the code under test.
 
-    The cache of the OpenSearch node stays where it is, so that it is fetched once a machine.
+    The cache of the OpenSearch node stays where it is, so that it is fetched once a machine. The environment changes
+    here and nowhere else, before there are native threads, which may read it at any time: `road.set_environment`.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(Settings(_env_file=None).cache_root)
-        for name in [name for name in os.environ if name.startswith(STRIPPED)]:
-            patch.delenv(name)
-        patch.setenv("LAKE_CACHE", cache)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+    cache = str(Settings(_env_file=None).cache_root)
+    for name in [name for name in os.environ if name.startswith(STRIPPED)]:
+        del os.environ[name]
+    os.environ |= {
+        "LAKE_CACHE": cache,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -131,10 +131,11 @@ def run_assets(instance: dg.DagsterInstance, settings: Settings, batch: int, *ke
 
 
 def set_environment(patch: pytest.MonkeyPatch, wanted: Mapping[str, str]) -> None:
-    """Sets what differs, and nothing else: the threads of native libraries read the environment while it is changed."""
-    for name, value in wanted.items():
-        if os.environ.get(name) != value:
-            patch.setenv(name, value)
+    """Sets variables for the Python code of this process, and for no child of it.
+
+    The environment itself stays as it is: native threads read it at any time, and one that moves crashes them.
+    """
+    patch.setattr(os, "environ", {**os.environ, **wanted})
 
 
 @cache

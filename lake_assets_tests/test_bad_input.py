@@ -153,26 +153,28 @@ def test_a_batch_without_refusals_has_a_green_check(request: pytest.FixtureReque
         assert (check.passed, check.description) == (True, "Nothing was refused.")
 
 
+@pytest.mark.parametrize("ids", ["source", "opensearch"])
 def test_a_document_that_the_index_refuses_goes_to_the_quarantine_and_its_older_version_goes_too(
-    request: pytest.FixtureRequest, tmp_path: Path
+    request: pytest.FixtureRequest, tmp_path: Path, ids: str
 ) -> None:
     def records(*authors: str) -> bytes:
         return b"".join(
             b'{"id": %d, "text": "good one", "author": "%s"}\n' % (n, a.encode()) for n, a in enumerate(authors)
         )
 
-    with fresh_settings(request, "file", tmp_path) as settings:
+    too_long = SECRET * 5000
+    with fresh_settings(request, "file", tmp_path, lake_ids=ids) as settings:
         client = connect(settings, settings.opensearch_url)
-        ensure_index(client, settings.opensearch_alias, {"author": {"type": "integer"}}, replicas="false")
+        ensure_index(client, settings.opensearch_alias, {"author": {"type": "keyword", "ignore_above": 10**6}})
         road = Road(settings)
-        assert road.take({"a.jsonl": records("5", SECRET, "6")}) == [1]
+        assert road.take({"a.jsonl": records("5", too_long, "6")}) == [1]
         state = road.state()
         refused = state["quarantine/records"].select("stage", "path", "record", "reason").rows()
-        assert refused == [("opensearch/documents", "a.jsonl", 1, "mapping_refused")]
+        assert refused == [("opensearch/documents", "a.jsonl", 1, "value_too_large")]
         assert SECRET not in state["quarantine/records"]["detail"][0]
         assert {hit["_source"]["author"] for hit in state.index.values()} == {"5", "6"}
         assert state["clean/documents"]["author"].sort().to_list() == ["5", "6"]
-        assert road.take({"a.jsonl": records("5", "7", SECRET)}) == [2]
+        assert road.take({"a.jsonl": records("5", "7", too_long)}) == [2]
         state = road.state()
         assert {hit["_source"]["author"] for hit in state.index.values()} == {"5", "7"}
         assert state["clean/documents"]["author"].sort().to_list() == ["5", "7"]

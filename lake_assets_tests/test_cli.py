@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from lake_assets.cli import main
+from lake_assets import cli
 from lake_assets.contracts import TABLES
-from lake_assets.settings import Settings
-from lake_assets_tests.road import environment, fresh_settings, read_state, set_environment
+from lake_assets.settings import Settings, given
+from lake_assets_tests.road import environment, fresh_settings, read_state
 from lake_assets_tests.servers import free_port
 
 LINES = b"""{"id": 1, "text": "The coffee here is wonderful, I love it."}
@@ -41,24 +42,31 @@ class Ran:
 class Command:
     """`lake` in this process, on one lake."""
 
-    def __init__(self, settings: Settings, capsys: pytest.CaptureFixture[str] | None = None, **more: str) -> None:
-        self.settings, self.capsys = settings, capsys
-        self.environment = {**environment(settings), "COLUMNS": "120", **more}
+    def __init__(
+        self, settings: Settings, capsys: pytest.CaptureFixture[str] | None = None, columns: int = 120, **more: str
+    ) -> None:
+        self.settings, self.capsys, self.columns = settings, capsys, columns
+        self.environment = {**environment(settings), "COLUMNS": str(columns), **more}
 
     def __call__(self, *arguments: str | Path) -> Ran:
         assert self.capsys is not None
         self.capsys.readouterr()
         code = None
-        with pytest.MonkeyPatch.context() as patch:
-            set_environment(patch, self.environment)
+        with given(self.settings), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli, "out", Console(highlight=False, width=self.columns))
             patch.setattr(sys, "argv", ["lake", *map(str, arguments)])
             try:
-                main()
+                cli.main()
             except SystemExit as ended:
                 code = ended.code
         told = self.capsys.readouterr()
         assert isinstance(code, int | None)
         return Ran(code or 0, told.out, told.err)
+
+    def without_opensearch(self) -> Command:
+        """The same lake, and an OpenSearch that does not answer."""
+        closed = self.settings.model_copy(update={"opensearch_url": f"http://127.0.0.1:{free_port()}"})
+        return Command(closed, self.capsys, self.columns)
 
     def process(self, *arguments: str | Path) -> Ran:
         """Runs it as a user does."""
@@ -163,10 +171,8 @@ def test_a_wrong_call_is_exit_code_2(lake: Command, arguments: list[str]) -> Non
     assert lake(*arguments).code == 2
 
 
-def test_a_setting_that_cannot_be_used_is_named_and_its_value_is_not(
-    filled: tuple[Settings, Ran], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ran = Command(filled[0], capsys, OPENSEARCH_TIMEOUT_SECONDS="hunter2")("status")
+def test_a_setting_that_cannot_be_used_is_named_and_its_value_is_not(filled: tuple[Settings, Ran]) -> None:
+    ran = Command(filled[0], OPENSEARCH_TIMEOUT_SECONDS="hunter2").process("status")
     assert ran.code == 1
     assert "OPENSEARCH_TIMEOUT_SECONDS" in ran.err
     assert "hunter2" not in ran.err
@@ -175,12 +181,12 @@ def test_a_setting_that_cannot_be_used_is_named_and_its_value_is_not(
 def test_without_opensearch_search_and_ingest_fail_with_a_sentence_and_status_says_so(
     empty: Command, tmp_path: Path
 ) -> None:
-    down = Command(empty.settings, empty.capsys, OPENSEARCH_URL=f"http://127.0.0.1:{free_port()}")
+    down = empty.without_opensearch()
     (tmp_path / "a.txt").write_bytes(b"a text")
     for arguments in (["search", "x"], ["ingest", tmp_path / "a.txt"]):
         ran = down(*arguments)
         assert ran.code == 1
-        assert down.environment["OPENSEARCH_URL"] in ran.err
+        assert down.settings.opensearch_url in ran.err
         assert "Traceback" not in ran.err
     assert read_state(empty.settings)["clean/documents"].is_empty()
     assert "does not answer" in down("status").out
@@ -192,8 +198,7 @@ def test_without_opensearch_search_and_ingest_fail_with_a_sentence_and_status_sa
 
 def test_a_failed_ingest_tells_its_failures_in_json_too(empty: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a text")
-    down = Command(empty.settings, empty.capsys, OPENSEARCH_URL=f"http://127.0.0.1:{free_port()}")
-    ran = down("ingest", tmp_path / "a.txt", "--json")
+    ran = empty.without_opensearch()("ingest", tmp_path / "a.txt", "--json")
     assert ran.code == 1
     assert ran.json["failures"][0].startswith("Batch 1, opensearch/documents: ")
 
@@ -201,7 +206,7 @@ def test_a_failed_ingest_tells_its_failures_in_json_too(empty: Command, tmp_path
 def test_the_node_status_of_a_home_without_a_node_is_exit_code_3(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    lake = Command(Settings(lake_home=tmp_path / "home"), capsys, OPENSEARCH_URL="")
+    lake = Command(Settings(lake_home=tmp_path / "home"), capsys)
     assert lake("opensearch", "status") == Ran(3, "No local node is running.\n", "")
     assert lake("opensearch", "status", "--json").json == {"running": False, "url": None}
     assert lake("opensearch", "stop") == Ran(0, "No local node was running.\n", "")

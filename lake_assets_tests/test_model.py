@@ -19,7 +19,14 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from lake_assets.index.client import connect
 from lake_assets.index.mapping import find_index
@@ -105,6 +112,12 @@ class History(RuleBasedStateMachine):
         metrics.__path__.append(str(self.more))
         self.stack.callback(self._forget)
         forget_metrics()
+
+    @initialize(ids=st.sampled_from(["source", "counter", "opensearch"]))
+    def choose_ids(self, ids: str) -> None:
+        """Every way to choose ids ends alike."""
+        self.settings = self.settings.model_copy(update={"lake_ids": ids})
+        self.road = Road(self.settings)
 
     def _forget(self) -> None:
         metrics.__path__.remove(str(self.more))

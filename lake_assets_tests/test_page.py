@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from lake_assets.index.client import connect
 from lake_assets.settings import Settings
 from lake_assets_tests.dropping import drop, search_until_found
 from lake_assets_tests.servers import free_port
@@ -21,6 +22,8 @@ from lake_assets_tests.test_ui import page as served
 
 pytestmark = pytest.mark.page
 
+ALIAS = "test-page"
+RUN_MS = 120_000
 PICTURES = Path(__file__).parents[1] / ".cache" / "page"
 ROAD = [
     "raw/objects", "raw/records", "indexing/documents", "opensearch/documents", "clean/documents",
@@ -39,7 +42,7 @@ QUERY = """{ assetNodes { assetKey { path } description owners { ... on TeamAsse
 def port(opensearch_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Dagster's page over a lake in which one file was dropped and has gone the whole road."""
     folder = tmp_path_factory.mktemp("page")
-    settings = Settings(lake_home=folder / ".lake", opensearch_url=opensearch_url, opensearch_alias="test-page")
+    settings = Settings(lake_home=folder / ".lake", opensearch_url=opensearch_url, opensearch_alias=ALIAS)
     number = free_port()
     before = Path.cwd()
     os.chdir(folder)
@@ -135,3 +138,61 @@ def test_every_asset_has_description_columns_and_owner(port: int, browser_page: 
     browser_page.get_by_text("Columns", exact=True).first.wait_for()
     browser_page.get_by_text(node["owners"][0]["team"], exact=True).first.wait_for()
     browser_page.screenshot(path=PICTURES / f"{key.replace('/', '-')}.png")
+
+
+def test_the_page_shows_what_differs_and_its_jobs_mend_it(port: int, browser_page: Page, opensearch_url: str) -> None:
+    show_index(port, browser_page, "index-equal")
+    for shown in (f"{ALIAS}-000001", "size_bytes", "mapping_version", "lake_documents", "differences"):
+        browser_page.get_by_text(shown, exact=True).first.wait_for()
+    show_checks(port, browser_page, "index-checks-passed", failed=0)
+
+    client = connect(Settings(), opensearch_url)
+    [hit] = client.search(index=ALIAS)["hits"]["hits"]
+    client.delete(index=ALIAS, id=hit["_id"], params={"refresh": "true"})
+    launch(port, browser_page, "index_compare")
+    show_checks(port, browser_page, "index-checks-failed", failed=2)
+    browser_page.get_by_text("documents_check", exact=True).first.click()
+    browser_page.get_by_text("Documents that differ: 1").first.wait_for()
+    show_index(port, browser_page, "index-differs")
+    browser_page.locator("table table").get_by_text("missing", exact=True).wait_for()
+
+    launch(port, browser_page, "index_repair")
+    assert client.get(index=ALIAS, id=hit["_id"])["_source"] == hit["_source"]
+    for job, index in (("index_rebuild", f"{ALIAS}-000002"), ("index_rollback", f"{ALIAS}-000001")):
+        launch(port, browser_page, job)
+        assert list(client.indices.get_alias(name=ALIAS)) == [index]
+        assert client.get(index=ALIAS, id=hit["_id"])["_source"] == hit["_source"]
+    launch(port, browser_page, "index_compare")
+    show_checks(port, browser_page, "index-checks-repaired", failed=0)
+
+
+def show_index(port: int, browser_page: Page, picture: str) -> None:
+    """Opens the page of the asset opensearch/index, scrolled to its metadata."""
+    browser_page.goto(f"http://127.0.0.1:{port}/assets/opensearch/index")
+    browser_page.get_by_text("lake_documents", exact=True).first.scroll_into_view_if_needed()
+    browser_page.screenshot(path=PICTURES / f"{picture}.png")
+
+
+def show_checks(port: int, browser_page: Page, picture: str, failed: int) -> None:
+    """Opens the checks of that asset, and waits until as many have failed and the others passed."""
+    browser_page.goto(f"http://127.0.0.1:{port}/assets/opensearch/index?view=checks")
+    browser_page.get_by_text("Checks (4)").first.wait_for()
+    states = browser_page.get_by_text("Failed", exact=True), browser_page.get_by_text("Succeeded", exact=True)
+    for state, count in zip(states, (failed, 4 - failed), strict=True):
+        if count:
+            state.nth(count - 1).wait_for()
+    browser_page.screenshot(path=PICTURES / f"{picture}.png")
+
+
+def launch(port: int, browser_page: Page, job: str) -> None:
+    """Launches a job from the list of jobs, and waits until its run has succeeded."""
+    browser_page.goto(f"http://127.0.0.1:{port}/jobs")
+    browser_page.get_by_text(job, exact=True).first.click()
+    if job == "index_compare":
+        browser_page.get_by_role("button", name="Materialize").first.click()
+        browser_page.get_by_text("View", exact=True).first.click()
+    else:
+        browser_page.get_by_text("Launchpad", exact=True).first.click()
+        browser_page.get_by_text("Launch Run", exact=True).first.click()
+    browser_page.get_by_text("Success", exact=True).first.wait_for(timeout=RUN_MS)
+    browser_page.screenshot(path=PICTURES / f"{job}.png")

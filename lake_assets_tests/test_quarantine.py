@@ -6,17 +6,28 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from lake_assets.index.client import connect
+from lake_assets.index.mapping import ensure_index
 from lake_assets.lake.tables import Lake, local_path
 from lake_assets.quarantine import Wanted, inert, list_refused
+from lake_assets.science import metrics
 from lake_assets.settings import Settings
-from lake_assets_tests.road import KINDS, Road, State, assert_index_is_clean, assert_same, fresh_settings, read_state
-from lake_assets_tests.servers import free_port
+from lake_assets_tests.road import (
+    KINDS,
+    Road,
+    State,
+    assert_index_is_clean,
+    assert_same,
+    fresh_settings,
+    read_state,
+    write_metric,
+)
 from lake_assets_tests.test_cli import Command, Ran
 
 GOOD = b'{"id": 1, "text": "good one"}\n'
@@ -53,12 +64,23 @@ DECLARED = {
     "notes/a.dat": b"one line of a note",
     "other.jsonl": GOOD,
 }
+ECHO = '''
+import polars as pl
+
+from lake_assets.science.metric import Column, metric
+
+
+@metric(version="1", echo_label=Column("keyword", "The text itself."))
+def echo(texts: pl.Series) -> pl.DataFrame:
+    """Says every text again. One row per document."""
+    return pl.DataFrame({"echo_label": texts})
+'''
 PASSED = {"café", "plain", "a mail", "one line of a note", "good one"}
 
 
-def commands(settings: Settings, capsys: pytest.CaptureFixture[str], **more: str) -> Command:
+def commands(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Command:
     """`lake` on a lake, with a wide terminal."""
-    return Command(settings, capsys, **{"COLUMNS": "200", **more})
+    return Command(settings, capsys, columns=200)
 
 
 def refused(settings: Settings) -> pl.DataFrame:
@@ -334,14 +356,27 @@ def test_without_opensearch_a_replay_fails_and_the_next_one_finishes_it(
 ) -> None:
     road.take(DECLARED)
     road.settings.lake_sources.write_text(RIGHT)
-    down = commands(road.settings, capsys, OPENSEARCH_URL=f"http://127.0.0.1:{free_port()}")
-    ran = down("quarantine", "replay", "--json")
+    ran = commands(road.settings, capsys).without_opensearch()("quarantine", "replay", "--json")
     assert ran.code == 1
     assert ran.json["failures"][0].startswith("Batch 1, opensearch/documents: ")
     assert "raw/records: empty_object" in ran.json["refused"]
     ran = commands(road.settings, capsys)("quarantine", "replay", "--reason", "empty_object", "--json")
     assert (ran.code, ran.json["batches"], ran.json["left"]) == (0, [1], 1)
     assert texts(road.state()) == PASSED
+
+
+def kill_replay(lake: Command, road: Road, table: str) -> None:
+    """Runs a replay as a process of its own, and kills it when it has committed to a table."""
+    version = Lake(road.settings).read(table).version
+    command = [str(Path(sys.executable).with_name("lake")), "quarantine", "replay"]
+    process = subprocess.Popen(
+        command, env={**os.environ, **lake.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while Lake(road.settings).read(table).version == version and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
 
 
 @pytest.mark.parametrize("table", ["raw/records", "quarantine/records", "opensearch/documents"])
@@ -354,18 +389,90 @@ def test_a_replay_that_is_killed_is_finished_by_the_next_one(
     road.take(objects)
     road.settings.lake_sources.write_text(RIGHT)
     lake = commands(road.settings, capsys)
-    version = Lake(road.settings).read(table).version
-    command = [str(Path(sys.executable).with_name("lake")), "quarantine", "replay"]
-    process = subprocess.Popen(
-        command, env={**os.environ, **lake.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 120
-    while Lake(road.settings).read(table).version == version and time.monotonic() < until:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
+    kill_replay(lake, road, table)
     ran = lake("quarantine", "replay", "--json")
     assert (ran.code, ran.json["batches"], ran.json["failures"]) == (0, [1], [])
     assert texts(road.state()) == {text for text in PASSED if "note" not in text or table == "raw/records"}
     assert refused(road.settings).is_empty()
     assert lake("quarantine", "replay", "--json").json["batches"] == []
+
+
+def test_a_replay_that_is_killed_is_finished_by_the_next_ingest_and_by_no_later_one(
+    road: Road, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mail = tmp_path / "mail.jsonl"
+    mail.write_bytes(b'{"id": 1, "text": "another one"}\n')
+    lake = commands(road.settings, capsys)
+    for name, content in DECLARED.items():
+        if name.startswith("letters/"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).write_bytes(content)
+    assert lake("ingest", tmp_path / "letters", "--json").json["batches"] == [1]
+    road.settings.lake_sources.write_text(RIGHT)
+    kill_replay(lake, road, "quarantine/records")
+    assert lake("ingest", mail, "--json").json == {"objects": 1, "batches": [1, 2], "failures": []}
+    assert texts(road.state()) == {"café", "plain", "another one"}
+    assert lake("ingest", mail, "--json").json["batches"] == []
+    assert lake("quarantine", "replay", "--json").json["batches"] == []
+
+
+def cure_by_rebuild(lake: Command, road: Road) -> None:
+    """Makes the index anew, with the mapping that is declared."""
+    assert lake("index", "rebuild").code == 0
+
+
+def cure_by_sources(lake: Command, road: Road) -> None:
+    """Declares that the author is in another field."""
+    road.settings.lake_sources.write_text('[[source]]\nname = "all"\nprefix = "a"\nauthor = "by"\n')
+
+
+@pytest.mark.parametrize("cure", [cure_by_rebuild, cure_by_sources])
+def test_a_document_that_the_index_has_refused_is_taken_in_when_the_mapping_or_the_source_is_right(
+    road: Road, capsys: pytest.CaptureFixture[str], cure: Callable[[Command, Road], None]
+) -> None:
+    lake = commands(road.settings, capsys)
+    map_without_a_limit(road, "author")
+    road.take({"a.jsonl": GOOD + b'{"id": 2, "text": "by somebody", "author": "' + b"a" * 40_000 + b'"}\n'})
+    assert [hit["_source"]["text"] for hit in road.state().index.values()] == ["good one"]
+    ran = lake("quarantine", "replay", "--json")
+    assert (ran.code, ran.json["left"]) == (1, 0)
+    assert ran.json["refused"] == {"opensearch/documents: value_too_large": 1}
+    cure(lake, road)
+    ran = lake("quarantine", "replay", "--stage", "opensearch/documents", "--json")
+    assert (ran.code, ran.json["asked"], ran.json["left"], ran.json["refused"]) == (0, 1, 1, {})
+    assert texts(road.state()) == {"good one", "by somebody"}
+    assert refused(road.settings).is_empty()
+    assert lake("index", "compare").code == 0
+
+
+def test_a_document_whose_metrics_the_index_has_refused_gets_them_when_the_mapping_is_right(
+    road: Road, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "more_metrics"
+    write_metric(folder, "echo", ECHO)
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(folder)])
+    lake = commands(road.settings, capsys)
+    map_without_a_limit(road, "echo_label")
+    road.take({"a.jsonl": GOOD, "b.jsonl": GOOD.replace(b"good one", b"a" * 40_000)})
+    assert refused(road.settings).select("stage", "path", "record", "reason").rows() == [
+        ("opensearch/metrics", "b.jsonl", 0, "value_too_large")
+    ]
+    state = road.state()
+    assert_index_is_clean(state)
+    assert sorted("echo_label" in hit["_source"] for hit in state.index.values()) == [False, True]
+    ran = lake("quarantine", "replay", "--json")
+    assert (ran.code, ran.json["refused"]) == (1, {"opensearch/metrics: value_too_large": 1})
+    cure_by_rebuild(lake, road)
+    ran = lake("quarantine", "replay", "--json")
+    assert (ran.code, ran.json["left"], ran.json["refused"]) == (0, 1, {})
+    assert refused(road.settings).is_empty()
+    state = road.state()
+    assert texts(state) == {"good one", "a" * 40_000}
+    assert all(hit["_source"]["echo_label"] == hit["_source"]["text"] for hit in state.index.values())
+    assert lake("index", "compare").code == 0
+
+
+def map_without_a_limit(road: Road, field: str) -> None:
+    """Makes the index with a keyword that refuses what is too long for a term, as by hand."""
+    client = connect(road.settings, road.settings.opensearch_url)
+    ensure_index(client, road.settings.opensearch_alias, {field: {"type": "keyword", "ignore_above": 10**6}})

@@ -43,10 +43,13 @@ def test_the_transcript_of_the_demo_is_what_it_prints(settings: Settings) -> Non
     assert normalised(printed.stdout) == normalised(transcript)
 
 
-def test_every_command_of_the_readme_exists() -> None:
+def test_every_command_of_the_readme_and_the_docs_exists() -> None:
     group = typer.main.get_group(cli.app)
-    named = re.findall(r"(?:^|`|bin/)lake ((?:opensearch )?[a-z]+)", README, re.MULTILINE)
-    assert {"ingest", "search", "status", "opensearch start"} <= set(named)
+    texts = [README, *(page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md"))]
+    named = re.findall(
+        r"(?:^|`|bin/)lake ((?:(?:opensearch|quarantine|index) )?[a-z]+)", "\n".join(texts), re.MULTILINE
+    )
+    assert {"ingest", "search", "status", "opensearch start", "quarantine list", "index rollback"} <= set(named)
     for words in named:
         commands = group.commands
         for word in words.split():

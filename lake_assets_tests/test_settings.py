@@ -8,6 +8,7 @@ from pydantic import SecretStr, ValidationError
 
 from lake_assets.errors import SettingsRefused
 from lake_assets.settings import Settings
+from lake_assets_tests.road import set_environment
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 OF_THE_MACHINE = {"lake_workers"}
@@ -35,7 +36,7 @@ def test_loading_the_example_with_every_line_uncommented_changes_nothing(tmp_pat
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("OPENSEARCH_ALIAS=of-the-file\nLAKE_BATCH_OBJECTS=7\n")
-    monkeypatch.setenv("OPENSEARCH_ALIAS", "of-the-environment")
+    set_environment(monkeypatch, {"OPENSEARCH_ALIAS": "of-the-environment"})
     settings = Settings()
     assert (settings.opensearch_alias, settings.lake_batch_objects) == ("of-the-environment", 7)
 
@@ -61,7 +62,7 @@ def test_an_s3_server_of_ones_own_is_reached_by_path_and_over_http() -> None:
 
 
 def test_a_refused_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAKE_URL", "ftp://user:hunter2@somewhere/lake")
+    set_environment(monkeypatch, {"LAKE_URL": "ftp://user:hunter2@somewhere/lake"})
     with pytest.raises(ValidationError) as refusal:
         Settings()
     assert "lake_url" in str(refusal.value)
@@ -71,6 +72,12 @@ def test_a_refused_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch)
 def test_a_secret_is_not_shown() -> None:
     settings = Settings(opensearch_password=SecretStr("hunter2"))
     assert "hunter2" not in repr(settings)
+
+
+def test_no_test_changes_the_environment_that_native_threads_read() -> None:
+    changes = re.compile(r"\b(?:setenv|delenv|putenv)\(|\benviron\[[^]]+\] =|\benviron\.(?:update|pop|setdefault)\(")
+    files = Path(__file__).parent.rglob("*.py")
+    assert [str(file) for file in files if changes.search(file.read_text(encoding="utf-8"))] == []
 
 
 def _as_text(default: object) -> str:

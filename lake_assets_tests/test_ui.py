@@ -19,14 +19,14 @@ from pydantic import SecretStr
 from lake_assets.errors import PageFailed
 from lake_assets.settings import Settings
 from lake_assets.ui import broken_locations, child_environment, find_workspace, prepare_dagster_home, run_ui
+from lake_assets_tests.road import set_environment
 from lake_assets_tests.servers import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_a_new_dagster_home_is_one_that_dagster_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_dagster_home_is_one_that_dagster_accepts() -> None:
     home = prepare_dagster_home(Settings())
-    monkeypatch.setenv("DAGSTER_HOME", str(home))
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert not instance.telemetry_enabled
         assert not instance.nux_enabled
@@ -72,8 +72,7 @@ def test_dagsters_processes_read_the_same_settings_wherever_they_run(
         aws_access_key_id="someone",
         aws_secret_access_key=SecretStr("secret"),
     )
-    for name, value in child_environment(settings, "http://127.0.0.1:9").items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, child_environment(settings, "http://127.0.0.1:9"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -84,7 +83,7 @@ def test_dagsters_processes_read_the_same_settings_wherever_they_run(
 
 
 def test_dagsters_processes_may_keep_their_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    set_environment(monkeypatch, {"PYTHONDONTWRITEBYTECODE": "1"})
     assert "PYTHONDONTWRITEBYTECODE" not in child_environment(Settings(), "")
 
 

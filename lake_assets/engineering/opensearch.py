@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import partial
 
 import dagster as dg
 import polars as pl
@@ -11,11 +11,12 @@ from dagster import AssetExecutionContext
 from lake_assets.contracts import OpenSearchDocuments, OpenSearchMetrics
 from lake_assets.engineering.indexing import taken_rows
 from lake_assets.engineering.quarantine import refuse
+from lake_assets.index.created import create_documents
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index, extend_mapping
-from lake_assets.index.names import choose_ids
-from lake_assets.index.present import ids_of_objects, versions_of_ids
+from lake_assets.index.names import choose_ids, counting
+from lake_assets.index.present import copies_in, copies_of, count_in, delete_seen, ids_of_objects, versions_of_ids
 from lake_assets.index.whole import (
     STATE_FIELDS,
     document_columns,
@@ -25,8 +26,8 @@ from lake_assets.index.whole import (
     whole_hashes,
     with_metrics,
 )
-from lake_assets.io_manager import LakeResource, Updates, batches, table_asset
-from lake_assets.lake.tables import PIECE_ROWS, Rows, Snapshot, bucketed
+from lake_assets.io_manager import Counts, LakeResource, Updates, batches, table_asset
+from lake_assets.lake.tables import PIECE_ROWS, Replacement, Snapshot, bucketed
 
 # What failed, because OpenSearch was down say, is tried again every five minutes.
 RETRY = (
@@ -47,21 +48,23 @@ def opensearch_documents(context: AssetExecutionContext, lake: LakeResource) -> 
     again. What the server refuses for good goes to the quarantine; when it does not answer, the run fails and the next
     one finishes it.
     """
-    sent = {"sent": 0, "deleted": 0, "carried_over": 0, "refused": 0}
+    counts = Counts("sent", "deleted", "carried_over", "refused")
     return Updates(
         lake.lake.table("opensearch/documents"),
-        (_Delivery(lake, batch, sent).compute for batch in batches(context)),
-        lambda: sent,
+        (_Delivery(lake, batch, counts).compute for batch in batches(context)),
+        counts.total,
     )
 
 
 class _Delivery:
     """First delivery of one batch."""
 
-    def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
-        self.lake, self.batch, self.sent = lake, batch, sent
+    def __init__(self, lake: LakeResource, batch: int, counts: Counts) -> None:
+        self.lake, self.batch, self.counts = lake, batch, counts
+        self.client, self.alias = lake.client(), lake.settings.opensearch_alias
 
-    def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
+    def compute(self, snapshot: Snapshot) -> Replacement:
+        self.sent = self.counts.begin(self.batch, "deleted")
         self.taken = self.lake.ledger().takeover(self.batch)
         self.documents = self.lake.lake.read("indexing/documents")
         self.mine = taken_rows(self.lake, self.taken)
@@ -69,14 +72,7 @@ class _Delivery:
         self.known = snapshot.scan([self.batch, *self.older]).filter(self.mine).select(RECEIPT).collect()
         self._doubt(snapshot)
         self.version = version_of(self.lake.lake, self.batch)
-        self.ids = choose_ids(self.lake.lake, self.batch, self._names(), f"batch {self.batch}")
-        return [self.batch, *self.older], self.rows(snapshot)
-
-    def _names(self) -> pl.DataFrame:
-        """Gives scope and key of the documents to deliver; none where ids are computed as they are sent."""
-        scan = self.documents.scan([self.batch] if self.lake.settings.lake_ids == "counter" else [])
-        owned = scan.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
-        return owned.select(self.lake.sources.scope().alias("scope"), "key").collect()
+        return Replacement([self.batch, *self.older], self.rows(snapshot), self.taken.shared)
 
     def _doubt(self, snapshot: Snapshot) -> None:
         """Finds the receipts to be trusted, and the paths of which the index itself is asked.
@@ -99,31 +95,76 @@ class _Delivery:
 
     def rows(self, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way; then what older batches keep."""
-        client = self.lake.client()
-        alias = self.lake.settings.opensearch_alias
         fields = {**metric_fields(self.lake.lake.read("enrich/documents")), **STATE_FIELDS}
-        index = ensure_index(client, alias, fields)
-        extend_mapping(client, alias, fields)
-        waiting: Waiting = deque()
-        present: list[pl.Series] = []
+        self.index = ensure_index(self.client, self.alias, fields)
+        extend_mapping(self.client, self.alias, fields)
         refused: list[pl.DataFrame] = []
-        answers = deliver(client, alias, self._changed(index, waiting, present))
+        present: list[pl.Series] = []
+        waiting: Waiting = deque()
+        self._choose_ids(refused)
+        answers = deliver(self.client, self.alias, self._changed(waiting, present))
         yield from _receipts(answers, waiting, RECEIPT, refused, self.sent)
-        self._delete_vanished(client, alias, present, refused)
-        make_searchable(client, alias)
+        kept = pl.concat([self.known["id"].clear(), *present])
+        self._delete_vanished(kept, refused)
+        make_searchable(self.client, self.alias)
         etags = self.taken.objects.select("path", "etag")
         refuse(
             self.lake.lake, "opensearch/documents", self.batch, [f.join(etags, on="path") for f in refused], self.taken
         )
         yield from snapshot.others([self.batch, *self.older], self.mine)
 
-    def _changed(self, index: str, waiting: Waiting, present: list[pl.Series]) -> Iterator[pl.DataFrame]:
+    def _choose_ids(self, refused: list[pl.DataFrame]) -> None:
+        """Chooses ids that are not computed; those that only the server can make come with their documents."""
+        if self.lake.settings.lake_ids == "source":
+            return
+        make = counting(self.lake.settings, f"batch {self.batch}")
+        if self.lake.settings.lake_ids == "opensearch":
+            make = partial(self._create, refused)
+        names = self._scoped(self.documents.frame([self.batch], ["path", "key"]))
+        self.ids = choose_ids(self.lake.lake, self.batch, names, make)
+        if self.lake.settings.lake_ids == "opensearch":
+            self._settle_copies()
+
+    def _create(self, refused: list[pl.DataFrame], names: pl.DataFrame) -> pl.DataFrame:
+        """Sends documents without an id, and gives the ids of those and of copies that an earlier run has left."""
+        refused.clear()
+        copies = copies_of(self.client, self.alias, names).sort("seq_no").unique(["path", "key"], keep="first")
+        lacking = names.join(copies, on=["path", "key"], how="anti")
+        waiting: Waiting = deque()
+        answers = create_documents(self.client, self.alias, self._unnamed(lacking, waiting))
+        made = pl.concat([self.trusted.clear(), *_receipts(answers, waiting, RECEIPT, refused, self.sent)])
+        self.trusted = pl.concat([self.trusted, made])
+        self.sent["carried_over"] -= made.height  # they are sent: their receipts are handed out with those of others
+        return names.join(pl.concat([copies, made], how="diagonal"), on=["path", "key"]).select("scope", "key", "id")
+
+    def _unnamed(self, names: pl.DataFrame, waiting: Waiting) -> Iterator[pl.DataFrame]:
+        for piece in self.documents.pieces([self.batch]):
+            piece = piece.join(names, on=["path", "key"], how="semi", maintain_order="left")
+            if piece.is_empty():
+                continue
+            whole = piece.with_columns(**self._own(), id=pl.lit(None, pl.String), whole_hash=pl.col("document_hash"))
+            waiting.append((self.known.clear(), whole))
+            yield document_columns(whole, []).with_columns(version=pl.lit(1, pl.Int64), operation=pl.lit("create"))
+
+    def _settle_copies(self) -> None:
+        """Deletes surplus copies of what the server has named, before the receipts; what is lacking is sent by its id.
+
+        A request may have been carried out though its answer was lost, and two runs may have created one document.
+        """
+        paths = self.taken.objects["path"].to_list()
+        noted = pl.concat([self.known["id"], self.trusted["id"]]).unique()
+        if count_in(self.client, self.alias, paths) == len(noted):
+            return
+        copies = copies_in(self.client, self.alias, paths)
+        chosen = self.lake.lake.read("opensearch/ids").scan().select("id").collect()
+        self.sent["deleted"] += delete_seen(self.client, self.index, copies.join(chosen, on="id", how="anti"))
+        self.trusted = self.trusted.join(copies, on="id", how="semi")
+
+    def _changed(self, waiting: Waiting, present: list[pl.Series]) -> Iterator[pl.DataFrame]:
         """Hands out what must be sent, and leaves in `waiting` what its receipts need, in the same order."""
         enrich = self.lake.lake.read("enrich/documents").frame(self.older) if self.older else None
-        own = {"batch": pl.lit(self.batch, pl.Int64), "index": pl.lit(index)}
         for piece in self.documents.pieces([self.batch]):
-            piece = piece.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
-            piece = self._with_ids(piece)
+            piece = self._with_ids(self._scoped(piece))
             if self.known.height or self.unnoted:
                 present.append(piece["id"])
             same = self.trusted.join(piece.select("id", "document_hash"), on=["id", "document_hash"], how="semi")
@@ -131,29 +172,46 @@ class _Delivery:
             self.sent["carried_over"] += same.height
             whole = with_metrics(piece, enrich) if enrich is not None else piece
             metrics = metrics_of(whole)
-            whole = whole.with_columns(**own, whole_hash=whole_hashes(whole, metrics))
-            waiting.append((same.with_columns(batch=own["batch"]), whole))
+            whole = whole.with_columns(**self._own(), whole_hash=whole_hashes(whole, metrics))
+            waiting.append((same.with_columns(batch=self._own()["batch"]), whole))
             yield document_columns(whole, metrics).with_columns(
                 version=pl.lit(self.version, pl.Int64), operation=pl.lit("index")
             )
 
-    def _with_ids(self, piece: pl.DataFrame) -> pl.DataFrame:
-        scoped = piece.with_columns(scope=self.lake.sources.scope())
-        if self.lake.settings.lake_ids == "source":
-            return piece.with_columns(id=source_ids(scoped["scope"], scoped["key"]))
-        return scoped.join(self.ids, on=["scope", "key"], maintain_order="left").drop("scope")
+    def _own(self) -> dict[str, pl.Expr]:
+        return {"batch": pl.lit(self.batch, pl.Int64), "index": pl.lit(self.index)}
 
-    def _delete_vanished(self, client: Any, alias: str, present: list[pl.Series], refused: list[pl.DataFrame]) -> None:
-        """Deletes what the index held of the owned objects and no longer has a document, and what it has refused."""
-        held = pl.concat([self.known["id"], ids_of_objects(client, alias, self.unnoted)])
-        kept = pl.concat([held.clear(), *present])
-        gone = pl.concat([held.filter(~held.is_in(kept.implode())), *(frame["id"] for frame in refused)])
-        gone = gone.unique().to_frame()
-        deletes = gone.select(
-            "id", pl.lit(self.version, pl.Int64).alias("version"), pl.lit("delete").alias("operation")
-        )
-        for answer in deliver(client, alias, [deletes] if deletes.height else []):
+    def _scoped(self, documents: pl.DataFrame) -> pl.DataFrame:
+        """Gives the documents of the owned objects, and the scope of their keys."""
+        owned = documents.filter(pl.col("path").is_in(self.taken.objects["path"].implode()))
+        return owned.with_columns(scope=self.lake.sources.scope())
+
+    def _with_ids(self, scoped: pl.DataFrame) -> pl.DataFrame:
+        """Adds the ids; what the server has refused to make an id for is left out."""
+        if self.lake.settings.lake_ids == "source":
+            return scoped.with_columns(id=source_ids(scoped["scope"], scoped["key"])).drop("scope")
+        return scoped.join(self.ids, on=["scope", "key"], how="inner", maintain_order="left").drop("scope")
+
+    def _delete_vanished(self, kept: pl.Series, refused: list[pl.DataFrame]) -> None:
+        """Deletes what the index held of the owned objects and no longer has a document, and what it has refused.
+
+        Also what this batch may have sent of objects that a newer one has taken over meanwhile, and nobody has noted;
+        what the newer one has sent has a later version.
+        """
+        held = pl.concat([self.known["id"], ids_of_objects(self.client, self.alias, self.unnoted)])
+        lost = ids_of_objects(self.client, self.alias, self.taken.lost.to_list())
+        gone = [held.filter(~held.is_in(kept.implode())), *(frame["id"].drop_nulls() for frame in refused)]
+        gone = pl.concat([*gone, lost.filter(~lost.is_in(self._noted_elsewhere(lost).implode()))]).unique().to_frame()
+        deletes = gone.with_columns(version=pl.lit(self.version, pl.Int64), operation=pl.lit("delete"))
+        for answer in deliver(self.client, self.alias, [deletes] if deletes.height else []):
             self.sent["deleted"] += answer.filter(pl.col("result") == "deleted").height
+
+    def _noted_elsewhere(self, ids: pl.Series) -> pl.Series:
+        """Finds which of some ids have a receipt, or were chosen by another batch."""
+        noted = self.lake.lake.read("opensearch/documents").scan()
+        chosen = self.lake.lake.read("opensearch/ids").scan().filter(pl.col("batch") != self.batch)
+        both = pl.concat([noted.select("id"), chosen.select("id")]).join(ids.to_frame("id").lazy(), on="id", how="semi")
+        return both.collect()["id"]
 
 
 @table_asset("opensearch/metrics", "engineering", ["enrich/documents", "clean/documents"], OpenSearchMetrics,
@@ -165,40 +223,40 @@ def opensearch_metrics(context: AssetExecutionContext, lake: LakeResource) -> Up
     One row per document whose metrics the index holds, partitioned by batch. A metric of another text than the
     document's is stale and never sent; a document whose fields all equal the last delivery is not sent again.
     """
-    sent = {"sent": 0, "carried_over": 0, "refused": 0, "stale": 0, "withdrawn": 0}
+    counts = Counts("sent", "carried_over", "refused", "stale", "withdrawn")
     return Updates(
         lake.lake.table("opensearch/metrics"),
-        (_Metrics(lake, batch, sent).compute for batch in batches(context)),
-        lambda: sent,
+        (_Metrics(lake, batch, counts).compute for batch in batches(context)),
+        counts.total,
     )
 
 
 class _Metrics:
     """Second delivery of one batch, and of what older batches keep when it has taken objects over."""
 
-    def __init__(self, lake: LakeResource, batch: int, sent: dict[str, int]) -> None:
-        self.lake, self.batch, self.sent = lake, batch, sent
+    def __init__(self, lake: LakeResource, batch: int, counts: Counts) -> None:
+        self.lake, self.batch, self.counts = lake, batch, counts
         self.client, self.alias = lake.client(), lake.settings.opensearch_alias
         self.asked: list[pl.DataFrame] = []
 
-    def compute(self, snapshot: Snapshot) -> tuple[list[int], Rows]:
+    def compute(self, snapshot: Snapshot) -> Replacement:
+        self.sent = self.counts.begin(self.batch, "withdrawn")
         self.clean = self.lake.lake.read("clean/documents")
         self.enrich = self.lake.lake.read("enrich/documents")
-        earlier = self.lake.ledger().earlier(self.batch)
-        self.batches = [self.batch, *snapshot.stale(earlier, self.clean)]
+        taken = self.lake.ledger().takeover(self.batch)
+        self.batches = [self.batch, *snapshot.stale(taken.earlier, self.clean)]
         wanted = self.clean.scan(self.batches).select("id")
-        received = self.lake.lake.read("opensearch/documents").scan([self.batch, *earlier])
+        received = self.lake.lake.read("opensearch/documents").scan([self.batch, *taken.earlier])
         # What the first delivery has sent since came without metrics: only a later second delivery counts.
         later = received.join(wanted, on="id", how="semi").select("id", received="version").unique("id")
-        known = (
-            snapshot.scan([self.batch, *earlier]).join(later, on="id").filter(pl.col("version") > pl.col("received"))
-        )
+        known = snapshot.scan([self.batch, *taken.earlier]).join(later, on="id")
+        known = known.filter(pl.col("version") > pl.col("received"))
         self.index = ensure_index(self.client, self.alias, {**metric_fields(self.enrich), **STATE_FIELDS})
         self.lost = self._sent_elsewhere(received.join(wanted, on="id", how="semi"))
         known = known.drop("received").unique(["id", "whole_hash"]).collect()
         self.known = known.filter(~pl.col("id").is_in(self.lost.implode()))
         self.version = version_of(self.lake.lake, 0, self.clean, self.enrich)
-        return self.batches, self.rows()
+        return Replacement(self.batches, self.rows(), taken.shared)
 
     def rows(self) -> Iterator[pl.DataFrame]:
         """Hands out the receipts, while the documents are on their way."""
@@ -273,7 +331,7 @@ def _receipts(
     for answer in answers:
         carried, asked = waiting.popleft()
         yield carried.select(columns)
-        asked = asked.with_columns(answer.select("version", "result", "seq_no", "reason", "detail"))
+        asked = asked.with_columns(answer.select("id", "version", "result", "seq_no", "reason", "detail"))
         taken = asked.filter(pl.col("result") != "refused")
         refused.append(asked.filter(pl.col("result") == "refused"))
         sent["sent"] += taken.height

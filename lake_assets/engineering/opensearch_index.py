@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from lake_assets.contracts import OpenSearchIndex
-from lake_assets.index.compare import Compared, compare_mapping
+from lake_assets.index.compare import Compared, compare_mapping, nothing_held
 from lake_assets.index.mapping import index_state
 from lake_assets.index.repair import Repaired, compare_with_baseline, declared_fields, rebuild, repair, rollback
 from lake_assets.io_manager import LakeResource, column_schema
@@ -32,7 +32,7 @@ CHECKS = {
     check_specs=[dg.AssetCheckSpec(name, asset=KEY, description=told) for name, told in CHECKS.items()],
     automation_condition=dg.AutomationCondition.eager(),
 )
-def opensearch_index(lake: LakeResource) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+def opensearch_index(lake: LakeResource) -> dg.MaterializeResult:
     """Compares the index with the lake: where the alias points, how many documents, what differs.
 
     One row: the state at this moment. Reads OpenSearch, clean and enrich; writes only what it found equal, so that the
@@ -41,29 +41,32 @@ def opensearch_index(lake: LakeResource) -> Iterator[dg.AssetCheckResult | dg.Ma
     alias = lake.settings.opensearch_alias
     client = lake.client()
     state = index_state(client, alias)
-    compared = compare_with_baseline(client, alias, lake.lake) if state["index"] else None
-    faults = compare_mapping(client, state["index"], declared_fields(lake.lake)) if compared else []
-    yield from _checks(compared, faults)
-    yield dg.MaterializeResult(
+    compared = compare_with_baseline(client, alias, lake.lake) if state["index"] else nothing_held(lake.lake)
+    faults = compare_mapping(client, state["index"], declared_fields(lake.lake)) if state["index"] else []
+    return dg.MaterializeResult(
+        check_results=list(_checks(compared, faults)),
         metadata={
             **state,
-            **(_differences(compared) if compared else {}),
+            **_differences(compared),
             "dagster/row_count": state["documents"],
             "dagster/column_schema": column_schema(OpenSearchIndex),
-        }
+        },
     )
 
 
-def _checks(compared: Compared | None, faults: list[str]) -> Iterator[dg.AssetCheckResult]:
-    """Judges a comparison; with no index yet there is nothing to differ."""
-    count = compared.count if compared else lambda _: 0
+def _checks(compared: Compared, faults: list[str]) -> Iterator[dg.AssetCheckResult]:
+    """Judges a comparison."""
+    count = compared.count
     flying = count("in_flight")
-    unequal = abs(compared.index_documents - compared.lake_documents) if compared else 0
+    unequal = abs(compared.index_documents - compared.lake_documents)
+    counted = [f"Documents more or fewer than in clean: {unequal}; on their way: {flying}."]
+    counted += [f"Readers see {other} as well; `lake index repair` takes it away." for other in compared.beside]
+    mend = "`lake index repair` sends them" if compared.index else "there is no index: `lake index rebuild` makes it"
     documents = count("missing") + count("changed") + count("foreign")
     told = {
-        "counts_check": (unequal <= flying, f"{unequal} more or fewer than in clean, {flying} on their way."),
-        "documents_check": (not documents, f"{documents} documents differ; `lake index repair` sends them."),
-        "metrics_check": (not count("metrics_changed"), f"{count('metrics_changed')} documents have other metrics."),
+        "counts_check": (unequal <= flying and not compared.beside, " ".join(counted)),
+        "documents_check": (not documents, f"Documents that differ: {documents}; {mend}." if documents else "Equal."),
+        "metrics_check": (not count("metrics_changed"), f"Documents with other metrics: {count('metrics_changed')}."),
         "mapping_check": (not faults, " ".join(faults) or "Equal."),
     }
     for name, (passed, description) in told.items():
@@ -86,32 +89,35 @@ def _differences(compared: Compared) -> dict[str, Any]:
     }
 
 
-def _told(done: Repaired) -> dict[str, Any]:
-    """Shows what a job did."""
-    return {
-        "index": done.left.index,
-        "sent": done.sent,
-        "deleted": done.deleted,
-        "left": done.left.differences.filter(pl.col("kind") != "in_flight").height,
-    }
+def _tell(context: dg.OpExecutionContext, done: Repaired) -> None:
+    """Shows what a job did, and fails it where the index is not equal to the lake.
+
+    Raises:
+        Failure: something still differs.
+    """
+    left = done.left.differences.filter(pl.col("kind") != "in_flight").height
+    told = {"index": done.left.index, "sent": done.sent, "deleted": done.deleted, "left": left}
+    if not done.left.is_equal:
+        raise dg.Failure("The index still differs from the lake; run the job again, or rebuild the index.", told)
+    context.add_output_metadata(told)
 
 
 @dg.op(pool="opensearch")
 def repair_index(context: dg.OpExecutionContext, lake: LakeResource) -> None:
     """Sends only what differs, and deletes what the lake does not know."""
-    context.add_output_metadata(_told(repair(lake.client(), lake.settings.opensearch_alias, lake.lake)))
+    _tell(context, repair(lake.client(), lake.settings.opensearch_alias, lake.lake))
 
 
 @dg.op(pool="opensearch")
 def rebuild_index(context: dg.OpExecutionContext, lake: LakeResource) -> None:
     """Writes everything into a new index, proves it equal, and moves the alias."""
-    context.add_output_metadata(_told(rebuild(lake.client(), lake.settings.opensearch_alias, lake.lake)))
+    _tell(context, rebuild(lake.client(), lake.settings.opensearch_alias, lake.lake))
 
 
 @dg.op(pool="opensearch")
 def rollback_index(context: dg.OpExecutionContext, lake: LakeResource) -> None:
     """Moves the alias back to the index before, and repairs what that has missed."""
-    context.add_output_metadata(_told(rollback(lake.client(), lake.settings.opensearch_alias, lake.lake)))
+    _tell(context, rollback(lake.client(), lake.settings.opensearch_alias, lake.lake))
 
 
 @dg.job(executor_def=dg.in_process_executor)
@@ -132,5 +138,8 @@ def index_rollback() -> None:
     rollback_index()
 
 
-INDEX_JOBS = [dg.define_asset_job("index_compare", dg.AssetSelection.assets(KEY)), index_repair, index_rebuild,
-              index_rollback]  # fmt: skip
+index_compare = dg.define_asset_job(
+    "index_compare", dg.AssetSelection.assets(KEY), description="Compares the index with the lake, and shows how it is."
+)
+
+INDEX_JOBS = [index_compare, index_repair, index_rebuild, index_rollback]

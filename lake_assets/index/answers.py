@@ -26,7 +26,8 @@ class Whole(Enum):
     JUDGED = auto()
     """The server answered for each row; see the items."""
     UNKNOWN = auto()
-    """Nothing is known about any row: the same body is sent again, which the versions make harmless."""
+    """Nothing is known about any row: it is sent again, which versions make harmless; without an id, the index is asked
+    before."""
     BUSY = auto()
     """Not taken: sent again, later and with fewer at once."""
     TOO_LARGE = auto()
@@ -50,8 +51,10 @@ class Verdict:
         whole: what becomes of the request.
         codes: for each row sent, the position of its result in `OUTCOMES`; 0 for those to be sent again.
         seq_nos: for each row the sequence number of its write; -1 where there was none.
+        ids: for each row the id that the server has made, if it was to make one.
         refusals: by position in the request.
         again: positions to be sent again; for those the server failed on (500), also in `failed`.
+        unsure: positions to be sent again that may have been done all the same.
         status: HTTP status behind a stop or a repetition, 0 when there was none.
         kind: the server's class of the error, empty when it named none.
         busy: the server pushed back, the request or some of its items.
@@ -60,15 +63,20 @@ class Verdict:
     whole: Whole
     codes: list[int] = field(default_factory=list)
     seq_nos: list[int] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
     refusals: dict[int, Refusal] = field(default_factory=dict)
     again: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
+    unsure: set[int] = field(default_factory=set)
     status: int = 0
     kind: str = ""
     busy: bool = False
 
 
-_GOOD = {("index", 201): CREATED, ("index", 200): UPDATED, ("delete", 200): DELETED, ("delete", 404): MISSING}
+_GOOD = {
+    ("index", 201): CREATED, ("index", 200): UPDATED, ("delete", 200): DELETED, ("delete", 404): MISSING,
+    ("create", 201): CREATED,
+}  # fmt: skip
 
 _STOPPING_TYPES = frozenset(
     {"cluster_block_exception", "index_closed_exception", "index_not_found_exception", "security_exception",
@@ -88,16 +96,17 @@ _NO_WRITE_INDEX = "no write index is defined for alias"
 def judge_items(answer: Any, operations: Sequence[str]) -> Verdict:
     """Judges an answer of status 200.
 
-    An answer that is not what was asked for (another number of items, another operation, no status) counts for nothing.
+    An answer that is not what was asked for (another number of items, another operation, no status, no id of what was
+    created) counts for nothing.
 
     Args:
         answer: the parsed body.
-        operations: what was asked, in order: `index` or `delete` each.
+        operations: what was asked, in order: `index`, `delete` or `create` each.
     """
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list) or len(items) != len(operations):
         return Verdict(Whole.UNKNOWN)
-    verdict = Verdict(Whole.JUDGED, [0] * len(items), [-1] * len(items))
+    verdict = Verdict(Whole.JUDGED, [0] * len(items), [-1] * len(items), [None] * len(items))
     for position, (item, operation) in enumerate(zip(items, operations, strict=True)):
         told = item.get(operation) if isinstance(item, dict) else None
         if not isinstance(told, dict) or type(told.get("status")) is not int:
@@ -108,7 +117,11 @@ def judge_items(answer: Any, operations: Sequence[str]) -> Verdict:
         if code:
             verdict.codes[position] = code
             verdict.seq_nos[position] = told.get("_seq_no", -1)
-        elif stopped := _judge_item(verdict, position, status, error if isinstance(error, dict) else {}):
+            if operation == "create":
+                verdict.ids[position] = made = told.get("_id")
+                if not isinstance(made, str):
+                    return Verdict(Whole.UNKNOWN)
+        elif stopped := _judge_item(verdict, position, operation, status, error if isinstance(error, dict) else {}):
             return stopped
     return verdict
 
@@ -138,20 +151,22 @@ def refuse_alone(status: int, size_bytes: int) -> Refusal:
     return Refusal("request_refused", f"The server answered status {status} to the document alone.")
 
 
-def _judge_item(verdict: Verdict, position: int, status: int, error: dict[str, Any]) -> Verdict | None:
+def _judge_item(verdict: Verdict, position: int, operation: str, status: int, error: dict[str, Any]) -> Verdict | None:
     """Puts one item that did not succeed where it belongs; gives the verdict that ends everything, if it does."""
     kind = clean_type(error.get("type"))
     reason = error.get("reason")
     reason = reason if isinstance(reason, str) else ""
-    if status == 409:
+    if status == 409 and operation != "create":
         verdict.codes[position] = NEWER
     elif kind in _STOPPING_TYPES or status in (401, 403, 404) or reason.startswith(_NO_WRITE_INDEX):
         named = _STRICT.match(reason)
         return Verdict(Whole.STOPPED, status=status, kind=f"{kind}:{named['field']}" if named else kind)
-    elif status == 429 or status >= 500:
+    elif status in (409, 429) or status >= 500:
         verdict.again.append(position)
         verdict.status, verdict.kind = status, kind
         verdict.busy = verdict.busy or status in (429, 503)
+        if status != 429:
+            verdict.unsure.add(position)
         if status == 500:
             verdict.failed.add(position)
     elif 400 <= status < 500:

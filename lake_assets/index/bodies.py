@@ -17,6 +17,12 @@ from lake_assets.index.attributes import project_attributes
 ADDRESSING = ("id", "version", "operation")
 """Columns that say what is done with a document; all others are its fields, except those beginning with `_`."""
 
+OPERATIONS = ("index", "delete", "create")
+"""What is done with a document; `create` lets the server make its id."""
+
+NAME = ["path", "key"]
+"""Columns by which the index is asked for a document that has no id yet."""
+
 ID_BYTES = 512
 """Longest id that OpenSearch takes; one longer refuses the whole request."""
 
@@ -54,7 +60,8 @@ def check_columns(frame: pl.DataFrame) -> None:
     """Checks that a frame can be delivered.
 
     Raises:
-        ContractBroken: a column is missing, has a type that cannot be written as JSON, or an operation is unknown.
+        ContractBroken: a column is missing, has a type that cannot be written as JSON, or an operation is unknown; a
+            document to create has an id, or no name.
     """
     for name, kind in (("id", pl.String), ("version", pl.Int64), ("operation", pl.String)):
         if frame.schema.get(name) != kind:
@@ -65,9 +72,21 @@ def check_columns(frame: pl.DataFrame) -> None:
             raise ContractBroken(f"Column `{name}` of type {kind} cannot be delivered: it has no form in JSON.")
     if frame.schema.get("attributes", pl.String()) not in (pl.String, pl.Null):
         raise ContractBroken("Column `attributes` must hold a JSON object as text.")
-    known = frame.get_column("operation").is_in(["index", "delete"])
+    known = frame.get_column("operation").is_in(OPERATIONS)
     if not known.all() or known.null_count():
-        raise ContractBroken("Column `operation` must be `index` or `delete` in every row.")
+        raise ContractBroken("Column `operation` must be `index`, `delete` or `create` in every row.")
+    if created := frame.filter(pl.col("operation") == "create").height:
+        _check_created(frame, created)
+
+
+def _check_created(frame: pl.DataFrame, created: int) -> None:
+    """Checks that documents to create have no id, and a name of their own by which the index can be asked for them."""
+    if any(frame.schema.get(name) != pl.String for name in NAME):
+        raise ContractBroken("A frame with documents to create needs the columns `path` and `key` of type String.")
+    named = pl.col("id").is_null() & pl.col("path").is_not_null() & pl.col("key").is_not_null()
+    names = frame.filter((pl.col("operation") == "create") & named).select(NAME).unique()
+    if names.height != created:
+        raise ContractBroken("A document to create has no id, and a path and a key that no other of its frame has.")
 
 
 def fields_of(frame: pl.DataFrame) -> list[str]:
@@ -76,14 +95,14 @@ def fields_of(frame: pl.DataFrame) -> list[str]:
 
 
 def refuse_rows(frame: pl.DataFrame) -> pl.Series:
-    """Finds the rows that would make OpenSearch refuse the whole request they are in.
+    """Finds the rows that would make OpenSearch refuse the whole request they are in; `create` needs no id.
 
     Returns:
         String, null for rows that can be sent, else the class of the reason: `id_refused` or `version_refused`.
     """
     id_bytes = pl.col("id").str.len_bytes().fill_null(0)
     return frame.select(
-        pl.when((id_bytes == 0) | (id_bytes > ID_BYTES))
+        pl.when(((id_bytes == 0) & (pl.col("operation") != "create")) | (id_bytes > ID_BYTES))
         .then(pl.lit("id_refused"))
         .when(pl.col("version").fill_null(-1) < 0)
         .then(pl.lit("version_refused"))
@@ -104,13 +123,13 @@ def estimate_bytes(frame: pl.DataFrame) -> np.ndarray:
 
 
 def write_lines(frame: pl.DataFrame) -> Lines:
-    """Writes rows as NDJSON for `/_bulk`, with `version_type=external_gte`.
+    """Writes rows as NDJSON for `/_bulk`, with `version_type=external_gte` where there is an id.
 
     Numbers that JSON does not have become null, as does the whole of a column without values: it is left out. Times
     are ISO 8601; those without a zone count as UTC.
 
     Args:
-        frame: checked by `check_columns`; every row has an id and a version that can be sent.
+        frame: checked by `check_columns`; every row can be sent.
     """
     names = [name for name in fields_of(frame) if frame.get_column(name).null_count() < frame.height]
     cut = np.zeros(frame.height, dtype=np.int64)
@@ -125,9 +144,10 @@ def write_lines(frame: pl.DataFrame) -> Lines:
     document = _document(frame, names, attributes is not None)
     indexing = pl.concat_str(pl.lit('{"index":'), action, pl.lit("}\n"), document, pl.lit("\n"))
     deleting = pl.concat_str(pl.lit('{"delete":'), action, pl.lit("}\n"))
-    lines = frame.select(
-        pl.when(pl.col("operation") == "delete").then(deleting).otherwise(indexing).alias("line")
-    ).to_series()
+    creating = pl.concat_str(pl.lit('{"create":{}}\n'), document, pl.lit("\n"))
+    operation = pl.col("operation")
+    line = pl.when(operation == "delete").then(deleting).when(operation == "create").then(creating).otherwise(indexing)
+    lines = frame.select(line.alias("line")).to_series()
     return _contiguous(lines, cut)
 
 

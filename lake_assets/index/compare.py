@@ -19,9 +19,8 @@ import polars as pl
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.bodies import write_lines
 from lake_assets.index.client import address, explained
-from lake_assets.index.mapping import find_index, read_mapping
+from lake_assets.index.mapping import field_mapping, find_index, read_mapping
 from lake_assets.index.whole import (
-    BUCKETS,
     INDEXED,
     STATE_FIELDS,
     buckets,
@@ -38,8 +37,11 @@ from lake_assets.text.hashing import hash_strings
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
 
+LOOKS = 3
 HITS_A_PAGE = 5000
 BUCKETS_A_QUERY = 1024  # the most terms of one query by default are 65,536
+NO_BUCKET = -(2**20)  # no `short`, so that it stands for nothing else
+WRITTEN = ("indexing/documents", "opensearch/documents", "clean/documents", "enrich/documents", "opensearch/metrics")
 FIXED = {*INDEXED, *STATE_FIELDS}
 SUMS = {"count": pl.Int64, "high": pl.Int64, "low": pl.Int64}
 MOVES = {"seq_sum": pl.Int64, "seq_max": pl.Int64}
@@ -61,6 +63,7 @@ class Compared:
         differences: kind (`missing`, `changed`, `metrics_changed`, `foreign`, `in_flight`), id, batch, path and key of
             each document that differs; what the index holds of it: held_version, seq_no, primary_term.
         baseline: of each bucket that is equal now: bucket, count, seq_sum, seq_max.
+        beside: other indexes that the alias stands for too, so that readers see them as well.
     """
 
     index: str
@@ -69,6 +72,7 @@ class Compared:
     read: int
     differences: pl.DataFrame
     baseline: pl.DataFrame
+    beside: tuple[str, ...] = ()
 
     def count(self, kind: str) -> int:
         """Counts the differences of a kind."""
@@ -76,8 +80,8 @@ class Compared:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs but what is on its way."""
-        return self.differences.filter(pl.col("kind") != "in_flight").is_empty()
+        """Whether nothing differs but what is on its way, and readers see this index and no other."""
+        return not self.beside and self.differences.filter(pl.col("kind") != "in_flight").is_empty()
 
 
 def compare(client: OpenSearch, alias: str, lake: Lake, baseline: pl.DataFrame | None = None) -> Compared:
@@ -96,9 +100,47 @@ def compare(client: OpenSearch, alias: str, lake: Lake, baseline: pl.DataFrame |
     """
     index = find_index(client, alias)
     if index is None:
-        raise IndexUnavailable(f"OpenSearch at {address(client)} has no alias `{alias}`; deliver a batch, or rebuild.")
+        raise IndexUnavailable(
+            f"OpenSearch at {address(client)} has no alias `{alias}`; rebuild the index, or deliver the first batch."
+        )
+    beside = other_targets(client, alias, index)
+    for _ in range(LOOKS):
+        versions = _versions(lake)
+        compared = _look(client, index, beside, lake, baseline)
+        if compared.is_equal or versions == _versions(lake):
+            break
+    return compared
+
+
+def nothing_held(lake: Lake) -> Compared:
+    """Compares an index that is not there with the lake: all of clean is missing."""
+    clean = lake.read("clean/documents").scan().select("id", "batch", "path", "key", kind=pl.lit("missing")).collect()
+    missing = pl.concat([pl.DataFrame(schema=DIFFERENCES), clean], how="diagonal").sort("id")
+    return Compared("", 0, missing.height, 0, missing, pl.DataFrame())
+
+
+def other_targets(client: OpenSearch, alias: str, index: str) -> tuple[str, ...]:
+    """Lists the indexes that an alias stands for beside one; none, where there is no such alias.
+
+    Raises:
+        IndexUnavailable: no answer.
+    """
+    with explained(client):
+        told = client.indices.get_alias(name=alias) if client.indices.exists_alias(name=alias) else {}
+    return tuple(sorted(set(told) - {index}))
+
+
+def _versions(lake: Lake) -> list[int]:
+    """Gives the versions of the tables that a load writes: what is seen while they move may be seen half."""
+    return [lake.read(key).version for key in WRITTEN]
+
+
+def _look(
+    client: OpenSearch, index: str, beside: tuple[str, ...], lake: Lake, baseline: pl.DataFrame | None
+) -> Compared:
     with explained(client):
         client.indices.refresh(index=index)
+        documents = client.count(index=index)["count"]
     present = bucket_sums(client, index)
     wanted = wanted_hashes(lake)
     suspect = _suspects(
@@ -107,11 +149,12 @@ def compare(client: OpenSearch, alias: str, lake: Lake, baseline: pl.DataFrame |
     held = read_held(client, index, suspect)
     differences = _classify(lake, held, _contents(lake, wanted, suspect))
     unmoved = bucket_sums(client, index).join(present, on=["bucket", *SUMS, *MOVES], how="semi")
-    damaged = buckets(differences["id"]).unique()
-    is_equal = (pl.col("bucket") >= 0) & ~pl.col("bucket").is_in(damaged.implode())
+    named = differences.drop_nulls(["path", "key"])
+    there = held.filter(pl.col("id").is_in(differences["id"].implode()))["bucket"]
+    damaged = pl.concat([buckets(named["path"], named["key"]), there]).unique()
+    is_equal = (pl.col("bucket") >= 0) & ~pl.col("bucket").is_in(damaged.drop_nulls().implode())
     equal = unmoved.filter(is_equal).select("bucket", "count", *MOVES)
-    documents = int(present["count"].sum())
-    return Compared(index, documents, wanted.height, held.height, differences, equal)
+    return Compared(index, documents, wanted.height, held.height, differences, equal, beside)
 
 
 def bucket_sums(client: OpenSearch, index: str) -> pl.DataFrame:
@@ -119,14 +162,14 @@ def bucket_sums(client: OpenSearch, index: str) -> pl.DataFrame:
 
     Returns:
         bucket, count, high and low (sums of the two halves of the whole hashes), seq_sum, seq_max. Documents that carry
-        no bucket are counted in bucket -1.
+        no bucket are counted in `NO_BUCKET`.
 
     Raises:
         IndexUnavailable: no answer.
     """
     sums = {"high": {"sum": {"field": "hash_high"}}, "low": {"sum": {"field": "hash_low"}},
             "seq_sum": {"sum": {"field": "_seq_no"}}, "seq_max": {"max": {"field": "_seq_no"}}}  # fmt: skip
-    terms = {"terms": {"field": "bucket", "missing": -1, "size": 2 * BUCKETS}, "aggs": sums}
+    terms = {"terms": {"field": "bucket", "missing": NO_BUCKET, "size": 2**16 - 1}, "aggs": sums}
     with explained(client):
         answer = client.search(index=index, body={"size": 0, "track_total_hits": True, "aggs": {"buckets": terms}})
     rows = [
@@ -140,9 +183,11 @@ def wanted_hashes(lake: Lake) -> pl.DataFrame:
     """Computes what the index must hold: id, batch, bucket and whole_hash of each document with its metrics."""
     clean, enrich = lake.read("clean/documents"), lake.read("enrich/documents")
     metrics = list(metric_fields(enrich))
-    columns = ["batch", "id", "text_hash", "document_hash"]
+    columns = ["batch", "id", "path", "key", "text_hash", "document_hash"]
     frames = [
-        joined.select("id", "batch", bucket=buckets(joined["id"]), whole_hash=whole_hashes(joined, metrics))
+        joined.select(
+            "id", "batch", bucket=buckets(joined["path"], joined["key"]), whole_hash=whole_hashes(joined, metrics)
+        )
         for joined in joined_documents(clean, enrich, columns, pl.lit(True))
     ]
     empty = pl.DataFrame(schema={"id": pl.String, "batch": pl.Int64, "bucket": pl.Int64, "whole_hash": pl.Int64})
@@ -164,22 +209,27 @@ def read_held(client: OpenSearch, index: str, suspect: Sequence[int]) -> pl.Data
     rows: list[tuple[Any, ...]] = []
     with explained(client):
         for first in range(0, len(suspect), BUCKETS_A_QUERY):
-            wanted = [bucket for bucket in suspect[first : first + BUCKETS_A_QUERY] if bucket >= 0]
-            asked: list[dict[str, Any]] = [{"terms": {"bucket": wanted}}] if wanted else []
-            if -1 in suspect[first : first + BUCKETS_A_QUERY]:
+            part = suspect[first : first + BUCKETS_A_QUERY]
+            asked: list[dict[str, Any]] = [{"terms": {"bucket": [bucket for bucket in part if bucket != NO_BUCKET]}}]
+            if NO_BUCKET in part:
                 asked.append({"bool": {"must_not": {"exists": {"field": "bucket"}}}})
             query = {"query": {"bool": {"should": asked}}, "version": True, "seq_no_primary_term": True}
             for hit in scan(client, index=index, query=query, size=HITS_A_PAGE, preserve_order=False):
                 source = hit["_source"]
-                rows.append((hit["_id"], source.get("bucket"), *_written(source), hit["_version"], hit["_seq_no"],
-                             hit["_primary_term"], _text(source.get("path")), _text(source.get("key"))))  # fmt: skip
+                rows.append((hit["_id"], _number(source.get("bucket")), *_written(source), hit["_version"],
+                             hit["_seq_no"], hit["_primary_term"], _text(source.get("path")),
+                             _text(source.get("key"))))  # fmt: skip
     schema = {**HELD, "content": pl.Binary, "fixed": pl.Binary}
-    held = pl.DataFrame(rows, schema=schema, orient="row", strict=False)
+    held = pl.DataFrame(rows, schema=schema, orient="row").unique("id")
     return held.with_columns(hash_strings(held["content"]), hash_strings(held["fixed"]))
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and abs(value) < 2**15 else None
 
 
 def _written(source: dict[str, Any]) -> tuple[bytes, bytes]:
@@ -253,9 +303,11 @@ def _classify(lake: Lake, held: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFr
         kind=kind, path=pl.coalesce("path", "path_held"), key=pl.coalesce("key", "key_held")
     ).filter(pl.col("kind").is_not_null())
     moving = differ.join(_moving(lake), on=["path", "key"], how="semi")["id"]
+    foreign = differ.filter(pl.col("kind") == "foreign").lazy()  # what clean knows by now was delivered meanwhile
+    arrived = foreign.join(lake.read("clean/documents").scan(), on="id", how="semi").select("id").collect()["id"]
     delivered = _receipts(lake).select("id", delivered="whole_hash")
     undelivered = differ.join(delivered, on="id").filter(pl.col("whole_hash") != pl.col("delivered"))["id"]
-    in_flight = pl.col("id").is_in(pl.concat([moving, undelivered]).implode())
+    in_flight = pl.col("id").is_in(pl.concat([moving, undelivered, arrived]).implode())
     changed = pl.col("kind").is_in(["changed", "metrics_changed", "foreign"]) | pl.col("id").is_in(moving.implode())
     differ = differ.with_columns(kind=pl.when(in_flight & changed).then(pl.lit("in_flight")).otherwise("kind"))
     return differ.select(list(DIFFERENCES)).sort("kind", "id")
@@ -277,6 +329,16 @@ def _moving(lake: Lake) -> pl.DataFrame:
     return pl.concat([coming, going]).select("path", "key").unique().collect()
 
 
+def leaving(lake: Lake) -> pl.DataFrame:
+    """Finds what of clean a batch on its way leaves out, or has sent anew and seen refused: id, batch."""
+    indexing, clean = (lake.read(key).scan() for key in ("indexing/documents", "clean/documents"))
+    refused = lake.read("quarantine/records").scan().filter(stage="opensearch/documents")
+    anew = indexing.join(refused, on=["path", "record"], how="semi").select("path", "key", anew="document_hash")
+    left_out = clean.join(indexing, on=["path", "key"], how="anti")
+    lost = clean.join(anew, on=["path", "key"]).filter(pl.col("document_hash") != pl.col("anew"))
+    return pl.concat([left_out.select("id", "batch"), lost.select("id", "batch")]).unique("id").collect()
+
+
 def _receipts(lake: Lake) -> pl.DataFrame:
     """Gives the last receipt of each document: id, version, whole_hash, seq_no, index."""
     columns = ["id", "version", "whole_hash", "seq_no", "index"]
@@ -291,10 +353,13 @@ def compare_mapping(client: OpenSearch, index: str, fields: Mapping[str, Mapping
         IndexUnavailable: no answer, or no such index.
     """
     held = read_mapping(client, index)
-    missing = [f"Field `{name}` is missing; the next delivery adds it." for name in sorted(set(fields) - set(held))]
-    retyped = [
-        f"Field `{name}` is {held[name].get('type')}, and {declared.get('type')} is declared; rebuild the index."
-        for name, declared in sorted(fields.items())
-        if name in held and held[name].get("type") != declared.get("type")
+    declared = {name: field_mapping(field) for name, field in fields.items()}
+    missing = [f"Field `{name}` is missing; the next delivery adds it." for name in sorted(set(declared) - set(held))]
+    foreign = [f"Field `{name}` is declared nowhere; rebuild the index." for name in sorted(set(held) - set(declared))]
+    different = [
+        f"Field `{name}` is {orjson.dumps(held[name]).decode()}, and {orjson.dumps(field).decode()} is declared; "
+        "rebuild the index."
+        for name, field in sorted(declared.items())
+        if name in held and held[name] != field
     ]
-    return missing + retyped
+    return missing + foreign + different

@@ -19,10 +19,10 @@ import polars as pl
 
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.answers import OUTCOMES, REFUSED, Refusal, Verdict, Whole, explain_stop
-from lake_assets.index.bodies import check_columns, estimate_bytes, refuse_rows, write_lines
+from lake_assets.index.bodies import NAME, check_columns, estimate_bytes, refuse_rows, write_lines
 from lake_assets.index.client import address, explain, explained, is_refused_connection, is_tls_failure
 from lake_assets.index.pace import Pace, Stopped
-from lake_assets.index.sender import Outcome, Sender, Task, split_rows
+from lake_assets.index.sender import Doubt, Outcome, Sender, Task, split_rows
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -51,6 +51,7 @@ def deliver(
     largest_bytes: int = LARGEST_BYTES,
     deadline_seconds: float = 120.0,
     on_progress: Callable[[int], None] | None = None,
+    on_doubt: Doubt = lambda names, seconds: None,
 ) -> Generator[pl.DataFrame]:
     """Sends whole documents by id with `version_type=external_gte`, and gives a receipt for each.
 
@@ -58,21 +59,28 @@ def deliver(
     a lost answer costs a repetition, never a duplicate. Two documents of one id and one version in the same delivery
     overtake each other.
 
+    What has no id yet (`create`) is not repeated blindly: after a lost answer the index is asked for the documents of
+    its request, by path and key, and what it holds counts as created. A request that is carried out after that makes
+    surplus copies; `lake_assets.index.created` removes them.
+
     The next frame is asked for while the one before is being sent; two are in memory, and two bodies a thread.
 
     Args:
         client: of `connect`.
         alias: name to write to; it must be an alias.
-        frames: `id` (String), `version` (Int64, from 0) and `operation` (`index` or `delete`), and the document's
-            fields; names that begin with `_` are not sent. `attributes` is text that holds a JSON object.
+        frames: `id` (String), `version` (Int64, from 0) and `operation` (`index`, `delete`, or `create`, which needs a
+            null id, `path` and `key`), and the document's fields; names that begin with `_` are not sent. `attributes`
+            is text that holds a JSON object.
         threads: most requests at once.
         body_bytes: most bytes of a request; a single larger document goes alone.
         largest_bytes: a document that takes more is refused without being sent.
         deadline_seconds: longest time in which nothing at all is settled.
         on_progress: told now and then how many rows are settled, in the thread that takes the receipts.
+        on_doubt: told of documents to create whose answer was lost, in any thread.
 
     Yields:
-        For each frame in order its receipts, row by row: `id`, `version`, `operation`; `result`: `created`, `updated`,
+        For each frame in order its receipts, row by row: `id` (of what was created, the server's), `version`,
+        `operation`; `result`: `created`, `updated`,
         `deleted`, `missing` (nothing to delete), `newer` (the index holds a later version) or `refused`; `seq_no` of
         the write, where there was one; `reason` and `detail` of a refusal, without text of the document; `cut`: how
         many values of `attributes` were cut.
@@ -84,7 +92,8 @@ def deliver(
     threads = max(1, threads)
     pace = Pace(threads, deadline_seconds)
     _wait_for_alias(client, alias, pace)
-    crew = _Crew(Sender(client, alias, pace, body_bytes, largest_bytes), pace, threads, body_bytes, on_progress)
+    sender = Sender(client, alias, pace, body_bytes, largest_bytes)
+    crew = _Crew(sender, pace, threads, body_bytes, on_progress, on_doubt)
     under_way: deque[_Job] = deque()
     try:
         for frame in frames:
@@ -116,6 +125,7 @@ class _Job:
         self.codes = np.zeros(frame.height, dtype=np.uint8)
         self.cut = np.zeros(frame.height, dtype=np.int64)
         self.seq_nos = np.full(frame.height, -1, dtype=np.int64)
+        self.ids = frame["id"].to_numpy().copy() if (frame["operation"] == "create").any() else None
         self.refusals: dict[int, Refusal] = {}
         unsendable = refuse_rows(frame)
         detail = "OpenSearch takes ids of 1 to 512 bytes and versions from 0."
@@ -129,6 +139,9 @@ class _Job:
         """Notes results; `rows` are positions in the frame."""
         self.codes[rows] = outcome.codes
         self.seq_nos[rows] = outcome.seq_nos
+        if self.ids is not None and outcome.ids is not None:
+            for row, made in zip(rows.tolist(), outcome.ids, strict=True):
+                self.ids[row] = made or self.ids[row]
         for position, refusal in outcome.refusals.items():
             self.refusals[int(rows[position])] = refusal
         self.unsettled -= len(rows)
@@ -140,7 +153,8 @@ class _Job:
         for row, refusal in self.refusals.items():
             reasons[row], details[row] = refusal
         results = pl.Series(OUTCOMES, dtype=pl.String).gather(pl.Series(self.codes, dtype=pl.UInt32))
-        return self.frame.select("id", "version", "operation").with_columns(
+        ids = self.frame["id"] if self.ids is None else pl.Series("id", self.ids, dtype=pl.String)
+        return self.frame.select(ids, "version", "operation").with_columns(
             results.alias("result"),
             pl.Series("seq_no", self.seq_nos).replace(-1, None),
             pl.Series("reason", reasons, dtype=pl.String),
@@ -153,12 +167,19 @@ class _Crew:
     """The threads of one delivery, and the thread that waits for them."""
 
     def __init__(
-        self, sender: Sender, pace: Pace, threads: int, body_bytes: int, on_progress: Callable[[int], None] | None
+        self,
+        sender: Sender,
+        pace: Pace,
+        threads: int,
+        body_bytes: int,
+        on_progress: Callable[[int], None] | None,
+        on_doubt: Doubt,
     ) -> None:
         self._sender = sender
         self._pace = pace
         self._body_bytes = body_bytes
         self._on_progress = on_progress
+        self._on_doubt = on_doubt
         self._pieces: queue.SimpleQueue[tuple[_Job, np.ndarray] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
@@ -233,7 +254,8 @@ class _Crew:
                 self._settled += len(outcome.rows)
                 self._changed.notify_all()
 
-        self._sender.send(Task(lines, frame.get_column("operation").to_list(), record))
+        names = frame.select(NAME) if job.ids is not None else None
+        self._sender.send(Task(lines, frame.get_column("operation").to_list(), names, record, self._on_doubt))
 
 
 def _wait_for_alias(client: OpenSearch, alias: str, pace: Pace) -> None:

@@ -5,6 +5,8 @@ What belongs here: what OpenSearch must know of the documents before they come. 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -67,8 +69,19 @@ def index_body(fields: Mapping[str, Declared], *, shards: int = 1, replicas: str
         "mappings": {
             "dynamic": "strict",
             "properties": {name: field_mapping(declared) for name, declared in fields.items()},
+            "_meta": _meta({name: field_mapping(declared) for name, declared in fields.items()}),
         },
     }
+
+
+def mapping_version(fields: Mapping[str, Declared]) -> str:
+    """Gives eight hex digits that differ where any field or its type does, whatever their order."""
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _meta(fields: Mapping[str, Declared]) -> dict[str, Any]:
+    """Says in the mapping itself which version it has, and which contracts declare its fields."""
+    return {"mapping_version": mapping_version(fields), "contracts": ["clean/documents", "enrich/documents"]}
 
 
 def find_index(client: OpenSearch, alias: str) -> str | None:
@@ -141,7 +154,7 @@ def ensure_index(
 
 
 def extend_mapping(client: OpenSearch, alias: str, fields: Mapping[str, Declared]) -> list[str]:
-    """Adds the fields that the index behind an alias lacks.
+    """Adds the fields that the index behind an alias lacks, of those given and of the contract of clean/documents.
 
     Returns:
         The names that were added, sorted.
@@ -156,6 +169,7 @@ def extend_mapping(client: OpenSearch, alias: str, fields: Mapping[str, Declared
     if index is None:
         raise IndexUnavailable(f"OpenSearch at {address(client)} has no alias `{alias}`; create its index first.")
     held = read_mapping(client, index)
+    fields = {**contract_fields(), **fields}
     for name, declared in fields.items():
         if name in held and held[name].get("type", "object") != declared.get("type", "object"):
             raise ContractBroken(
@@ -167,7 +181,8 @@ def extend_mapping(client: OpenSearch, alias: str, fields: Mapping[str, Declared
         return []
     with explained(client):
         try:
-            client.indices.put_mapping(index=index, body={"properties": missing})
+            body = {"properties": missing, "_meta": _meta({**held, **missing})}
+            client.indices.put_mapping(index=index, body=body)
         except RequestError as refusal:
             named = ", ".join(f"`{name}`" for name in sorted(missing))
             raise ContractBroken(
@@ -199,14 +214,15 @@ def index_state(client: OpenSearch, alias: str) -> dict[str, Any]:
     """
     index = find_index(client, alias)
     if index is None:
-        return {"alias": alias, "index": "", "documents": 0, "size_bytes": 0, "fields": 0}
+        return {"alias": alias, "index": "", "documents": 0, "size_bytes": 0, "fields": 0, "mapping_version": ""}
     with explained(client):
         client.indices.refresh(index=index)
         documents = client.count(index=index)["count"]
         stats = client.indices.stats(index=index, metric="store")
     size_bytes = stats["_all"]["total"]["store"]["size_in_bytes"]
-    fields = len(read_mapping(client, index))
-    return {"alias": alias, "index": index, "documents": documents, "size_bytes": size_bytes, "fields": fields}
+    fields = read_mapping(client, index)
+    return {"alias": alias, "index": index, "documents": documents, "size_bytes": size_bytes, "fields": len(fields),
+            "mapping_version": mapping_version(fields)}  # fmt: skip
 
 
 def _wait_for_other(client: OpenSearch, alias: str, first: str) -> str:
@@ -218,5 +234,5 @@ def _wait_for_other(client: OpenSearch, alias: str, first: str) -> str:
         time.sleep(0.1)
     raise IndexUnavailable(
         f"{first} exists at {address(client)} and the alias `{alias}` does not; "
-        "give it the alias if it is whole, or delete it."
+        "`lake index rebuild` makes a whole index and gives that the alias."
     )

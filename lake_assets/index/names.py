@@ -1,58 +1,77 @@
 """Names of documents and their ids: chosen once, in the lake before the first request, the same for life.
 
 A document's name is its key and what that is unique in, its scope. `LAKE_IDS` says how an id follows: `source` computes
-it from the name; `counter` reserves a number and writes it down.
+it from the name; `counter` reserves a number and writes it down; so does `opensearch` with what the server has made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
-from deltalake import Transaction
 
 from lake_assets.errors import CounterFailed
 from lake_assets.index.counters import counter
 from lake_assets.index.ids import numbered_ids, source_ids
-from lake_assets.lake.tables import Lake, Rows, Snapshot
+from lake_assets.lake.tables import Lake, Replacement, Snapshot
+from lake_assets.settings import Settings
 
 NAME = ["scope", "key"]
-NUMBERING = "lake_assets/ids"  # every numbering carries it, so that of two that race one must look again
+CHOOSING = ["lake_assets/ids"]  # what all commits of ids share: of two that race one must look again
+Make = Callable[[pl.DataFrame], pl.DataFrame]
 
 
-def choose_ids(lake: Lake, batch: int, names: pl.DataFrame, owner: str) -> pl.DataFrame:
-    """Gives the id of each name, and chooses those that are lacking; when it returns they are in the lake.
+def choose_ids(lake: Lake, batch: int, names: pl.DataFrame, make: Make) -> pl.DataFrame:
+    """Gives the id of each name, and has those made that are lacking; when it returns they are in the lake.
 
     Args:
         lake: whose opensearch/ids keeps what is not computed.
         batch: of the documents.
-        names: scope and key, String.
-        owner: who asks, for the counter's reservations.
+        names: scope and key, String, and what else `make` needs.
+        make: gives scope, key and id of names that have none, or of some of them; called again when another run has
+            chosen ids meanwhile.
 
     Returns:
-        scope, key, id, in the order of the names.
+        scope, key, id of every name that has one now, in no order.
 
     Raises:
         CounterFailed: no number can be reserved, or the counter has forgotten numbers that it gave.
     """
-    if lake.settings.lake_ids == "source":
-        return names.select(*NAME, id=source_ids(names["scope"], names["key"]))
-    opened = counter(lake.settings, lake.settings.lake_counter)
-    chosen = names.select(NAME).with_columns(id=pl.lit(None, pl.String))
+    chosen = names.select(*NAME, id=pl.lit(None, pl.String))
 
-    def compute(snapshot: Snapshot) -> tuple[list[int], Rows] | None:
+    def compute(snapshot: Snapshot) -> Replacement | None:
         nonlocal chosen
-        wanted = names.select(NAME).lazy()
-        known = snapshot.scan().select(*NAME, "id").join(wanted, on=NAME, how="semi").collect()
-        chosen = numbered_ids(names.select(NAME), known, lambda count: opened.reserve(count, owner))
-        fresh = chosen.filter("is_new").unique(NAME)
-        if fresh.is_empty():
+        known = snapshot.scan().select(*NAME, "id").join(names.select(NAME).lazy(), on=NAME, how="semi").collect()
+        lacking = names.unique(NAME, maintain_order=True).join(known, on=NAME, how="anti", maintain_order="left")
+        made = make(lacking).select(*NAME, "id") if lacking.height else known.clear()
+        chosen = pl.concat([known, made])
+        if made.is_empty():
             return None
-        _refuse_forgetful(snapshot, fresh)
+        if lake.settings.lake_ids == "counter":
+            _refuse_forgetful(snapshot, made)
         kept = snapshot.frame([batch])
-        return [batch], [kept, fresh.select(pl.lit(batch, pl.Int64).alias("batch"), *NAME, "id").select(kept.columns)]
+        return Replacement(
+            [batch], [kept, made.with_columns(batch=pl.lit(batch, pl.Int64)).select(kept.columns)], CHOOSING
+        )
 
-    table = lake.table("opensearch/ids")
-    table.replace(compute, transaction=Transaction(NUMBERING, table.snapshot().version + 2))
-    return chosen.select(*NAME, "id")
+    lake.table("opensearch/ids").replace(compute)
+    return chosen
+
+
+def counting(settings: Settings, owner: str) -> Make:
+    """Makes ids of the counter's next numbers.
+
+    Args:
+        settings: which counter.
+        owner: who asks, for the counter's reservations.
+    """
+    opened = counter(settings, settings.lake_counter)
+
+    def make(names: pl.DataFrame) -> pl.DataFrame:
+        none_known = names.select(*NAME, id=pl.lit("")).clear()
+        return numbered_ids(names.select(NAME), none_known, lambda count: opened.reserve(count, owner))
+
+    return make
 
 
 def known_ids(lake: Lake, names: pl.DataFrame) -> pl.Series:

@@ -15,9 +15,10 @@ import polars as pl
 
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.client import address, explained
-from lake_assets.index.compare import Compared, compare, compare_mapping
+from lake_assets.index.compare import Compared, compare, compare_mapping, leaving, other_targets
 from lake_assets.index.delivery import deliver, make_searchable
 from lake_assets.index.mapping import contract_fields, extend_mapping, find_index, index_body
+from lake_assets.index.present import delete_seen
 from lake_assets.index.whole import (
     STATE_FIELDS,
     document_columns,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from opensearchpy import OpenSearch
 
 ROUNDS = 5
-DELETES_A_REQUEST = 1000
 SAMPLES = 20
+SAMPLE_CHARS = 1024  # what is longer may be stored and not indexed
 Progress = Callable[[int], None]
 
 
@@ -64,7 +65,7 @@ def compare_with_baseline(client: OpenSearch, alias: str, lake: Lake) -> Compare
 
 
 def repair(client: OpenSearch, alias: str, lake: Lake, on_progress: Progress | None = None) -> Repaired:
-    """Sends only the difference, until there is none.
+    """Sends only the difference, until there is none; an alias that stands for other indexes too leaves those.
 
     Raises:
         IndexUnavailable: no answer, or no such alias.
@@ -74,9 +75,11 @@ def repair(client: OpenSearch, alias: str, lake: Lake, on_progress: Progress | N
     for _ in range(ROUNDS):
         if compared.is_equal:
             break
+        if compared.beside:
+            _point(client, alias, compared.index)
         _note(lake, compared)
         sent += _send(client, alias, lake, compared, on_progress)
-        deleted += _delete_foreign(client, compared)
+        deleted += delete_seen(client, compared.index, compared.differences.filter(pl.col("kind") == "foreign"))
         make_searchable(client, alias)
         compared = compare_with_baseline(client, alias, lake)
     return Repaired(sent, deleted, compared)
@@ -85,49 +88,75 @@ def repair(client: OpenSearch, alias: str, lake: Lake, on_progress: Progress | N
 def rebuild(client: OpenSearch, alias: str, lake: Lake, on_progress: Progress | None = None) -> Repaired:
     """Writes clean and enrich into a new index, proves it equal, moves the alias in one step, repairs what came since.
 
-    The old index stays, for `rollback`. A rebuild that dies leaves an index that the next one removes.
+    The old index stays, for `rollback`, and those before it go. A rebuild that dies leaves an index that the next one
+    removes.
 
     Raises:
         IndexUnavailable: no answer; or the new index is not equal to the lake, and the alias stays where it is.
     """
-    fields = declared_fields(lake)
-    old = find_index(client, alias)
-    new, building = _begin(client, alias, fields)
+    old = find_index(client, alias) or max(_generations(client, alias), default=None)
+    new, building = _begin(client, alias, declared_fields(lake))
     frames = _whole_frames(lake, pl.lit(True))
     sent = sum(receipts.height for receipts in deliver(client, building, frames, on_progress=on_progress))
     make_searchable(client, building)
-    extend_mapping(client, building, declared_fields(lake))
-    caught_up = repair(client, building, lake, on_progress)
-    _validate(client, building, lake, caught_up.left)
-    actions: list[dict[str, Any]] = [{"add": {"index": new, "alias": alias}}]
-    actions += [{"remove": {"index": old, "alias": alias}}] if old else []
-    actions += [{"remove": {"index": new, "alias": building}}]
+    moved = _move(client, alias, building, lake, on_progress)
     with explained(client):
-        client.indices.update_aliases(body={"actions": actions})
-    last = repair(client, alias, lake, on_progress)
-    return Repaired(sent + caught_up.sent + last.sent, caught_up.deleted + last.deleted, last.left)
+        for name, aliases in _generations(client, alias).items():
+            if name not in (old, new) and not aliases:
+                client.indices.delete(index=name)
+    return Repaired(sent + moved.sent, moved.deleted, moved.left)
 
 
 def rollback(client: OpenSearch, alias: str, lake: Lake) -> Repaired:
-    """Moves the alias back to the index before, in one step, and repairs what it has missed.
+    """Repairs in the index before what that has missed, proves it equal, and moves the alias back to it in one step.
 
     Raises:
-        IndexUnavailable: no answer, or there is no index before.
+        IndexUnavailable: no answer, or there is no index before that can be made equal; the alias stays where it is.
     """
     present = find_index(client, alias)
     before = [name for name in _generations(client, alias) if present and name < present]
     if not before:
         raise IndexUnavailable(f"There is no index before `{present}` at {address(client)} to go back to.")
-    actions = [{"add": {"index": before[-1], "alias": alias}}, {"remove": {"index": present, "alias": alias}}]
-    with explained(client):
-        client.indices.update_aliases(body={"actions": actions})
-    extend_mapping(client, alias, declared_fields(lake))
-    return repair(client, alias, lake)
+    returning = f"{alias}-rollback"
+    _point(client, returning, before[-1])
+    return _move(client, alias, returning, lake)
 
 
 def declared_fields(lake: Lake) -> dict[str, dict[str, Any]]:
     """Gives field name → mapping of all that contracts, metrics and comparisons need of an index."""
     return {**contract_fields(), **metric_fields(lake.read("enrich/documents")), **STATE_FIELDS}
+
+
+def _move(client: OpenSearch, alias: str, proving: str, lake: Lake, on_progress: Progress | None = None) -> Repaired:
+    """Makes the index behind another alias equal, proves it, moves the alias to it, and repairs what came since.
+
+    Raises:
+        IndexUnavailable: it is not equal to the lake, and the alias stays where it is.
+    """
+    extend_mapping(client, proving, declared_fields(lake))
+    caught_up = repair(client, proving, lake, on_progress)
+    _validate(client, proving, lake, caught_up.left)
+    index = caught_up.left.index
+    _point(client, alias, index, {"remove": {"index": index, "alias": proving}})
+    _delete_leaving(client, alias, lake)
+    last = repair(client, alias, lake, on_progress)
+    return Repaired(caught_up.sent + last.sent, caught_up.deleted + last.deleted, last.left)
+
+
+def _delete_leaving(client: OpenSearch, alias: str, lake: Lake) -> None:
+    """Deletes what batches on their way may have deleted from the index before only; they commit clean afterwards."""
+    version = version_of(lake, 0)
+    deletes = leaving(lake).select("id", version=pl.col("batch") * 2**32 + version, operation=pl.lit("delete"))
+    for _ in deliver(client, alias, [deletes] if deletes.height else []):
+        pass
+
+
+def _point(client: OpenSearch, alias: str, index: str, *more: dict[str, Any]) -> None:
+    """Makes an alias stand for one index and no other, in one step."""
+    others = [{"remove": {"index": other, "alias": alias}} for other in other_targets(client, alias, index)]
+    with explained(client):
+        actions = [{"add": {"index": index, "alias": alias}}, *others, *more]
+        client.indices.update_aliases(body={"actions": actions})
 
 
 def _whole_frames(lake: Lake, rows: pl.Expr) -> Iterator[pl.DataFrame]:
@@ -146,21 +175,6 @@ def _send(client: OpenSearch, alias: str, lake: Lake, compared: Compared, on_pro
     frames = _whole_frames(lake, pl.col("id").is_in(lacking.implode()))
     answers = deliver(client, alias, frames, on_progress=on_progress)
     return sum(answer.filter(pl.col("result").is_in(["created", "updated"])).height for answer in answers)
-
-
-def _delete_foreign(client: OpenSearch, compared: Compared) -> int:
-    """Deletes exactly the documents that were seen: one that has changed since is left for the next look."""
-    foreign = compared.differences.filter(pl.col("kind") == "foreign")
-    deleted = 0
-    for piece in foreign.iter_slices(DELETES_A_REQUEST):
-        body = [
-            {"delete": {"_index": compared.index, "_id": id, "if_seq_no": seq_no, "if_primary_term": term}}
-            for id, seq_no, term in piece.select("id", "seq_no", "primary_term").rows()
-        ]
-        with explained(client):
-            answer = client.bulk(body=body, params={"filter_path": "items.*.result"})
-        deleted += sum(item["delete"].get("result") == "deleted" for item in answer.get("items", []))
-    return deleted
 
 
 def _note(lake: Lake, compared: Compared) -> None:
@@ -187,11 +201,12 @@ def _identity(client: OpenSearch, alias: str) -> pl.DataFrame:
     return pl.DataFrame({"index": [index], "index_uuid": [uuid]})
 
 
-def _generations(client: OpenSearch, alias: str) -> list[str]:
-    """Lists the indexes that were ever made for an alias and are still there, the oldest first."""
+def _generations(client: OpenSearch, alias: str) -> dict[str, list[str]]:
+    """Gives the indexes that were made for an alias and are still there, the oldest first, and their aliases."""
     with explained(client):
         found = client.indices.get(index=f"{alias}-*", params={"expand_wildcards": "open"})
-    return sorted(name for name in found if re.fullmatch(re.escape(alias) + r"-\d{6}", name))
+    return {name: list(found[name]["aliases"]) for name in sorted(found)
+            if re.fullmatch(re.escape(alias) + r"-\d{6}", name)}  # fmt: skip
 
 
 def _begin(client: OpenSearch, alias: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -218,14 +233,13 @@ def _validate(client: OpenSearch, building: str, lake: Lake, compared: Compared)
     if not compared.is_equal:
         faults.append(f"{compared.differences.height} documents differ")
     faults += compare_mapping(client, compared.index, declared_fields(lake))
-    names = lake.read("clean/documents").scan().select("id", "path", "key").head(SAMPLES).collect()
-    for id, path, key in names.rows():
-        asked = {"bool": {"filter": [{"term": {"path": path}}, {"term": {"key": key}}]}}
-        with explained(client):
-            hits = client.search(index=building, body={"query": asked, "_source": False, "size": 10})["hits"]["hits"]
-        if len(path) < 8000 and id not in [hit["_id"] for hit in hits] and not compared.count("in_flight"):
-            faults.append("a document is not found by its path and key")
-            break
+    with explained(client):
+        sample = {"size": SAMPLES, "_source": ["path", "key"]}
+        for hit in client.search(index=building, body=sample)["hits"]["hits"]:
+            asked = [{"term": {name: value}} for name, value in hit["_source"].items() if len(value) < SAMPLE_CHARS]
+            body = {"query": {"bool": {"filter": [*asked, {"ids": {"values": [hit["_id"]]}}]}}, "_source": False}
+            if not client.search(index=building, body=body)["hits"]["hits"]:
+                faults.append(f"document {hit['_id']} is not found by its path and key")
     if faults:
         raise IndexUnavailable(
             f"The new index {compared.index} at {address(client)} is not what the lake says: {'; '.join(faults)}. "

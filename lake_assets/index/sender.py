@@ -1,4 +1,4 @@
-"""Sends rows until each has its result: repeats, halves, refuses, gives up.
+"""Sends rows until each has its result: repeats, halves, refuses, gives up; asks before it repeats what has no id.
 
 What an answer means is in `answers`, when to send in `pace`; which rows there are and who sends them, in `delivery`.
 """
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
+import polars as pl
 
 from lake_assets.errors import IndexUnavailable
 from lake_assets.index.answers import (
+    CREATED,
     REFUSED,
     Refusal,
     Verdict,
@@ -26,9 +28,10 @@ from lake_assets.index.answers import (
     judge_items,
     refuse_alone,
 )
-from lake_assets.index.bodies import Lines
-from lake_assets.index.client import address, error_type, explain, is_tls_failure
+from lake_assets.index.bodies import NAME, Lines
+from lake_assets.index.client import address, error_type, explain, is_refused_connection, is_tls_failure
 from lake_assets.index.pace import Pace
+from lake_assets.index.present import read_copies
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -45,18 +48,25 @@ DOUBTS_BEFORE_REFUSAL = 5
 ALIKE_BEFORE_STOP = 500
 """So many documents refused for the same reason, and none taken: the mapping is wrong, not the documents."""
 
+LOST_PAGES = "search_phase_execution_exception"
+"""The server's class of error for hits that were to be read on, and are gone because it was restarted."""
+
 
 @dataclass
 class Outcome:
-    """What became of some rows: codes as in `OUTCOMES`, sequence numbers, and by position why they were refused."""
+    """What became of rows: codes as in `OUTCOMES`, by position why they were refused, sequence numbers, new ids."""
 
     rows: np.ndarray
     codes: list[int]
     refusals: dict[int, Refusal] = field(default_factory=dict)
     seq_nos: list[int] | int = -1
+    ids: Sequence[str | None] | None = None
 
 
 Record = Callable[[Outcome], None]
+Doubt = Callable[[pl.DataFrame, float], None]
+"""Told path and key of documents to create of which nobody knows whether they are stored, and after how many seconds
+their request was lost."""
 
 
 @dataclass
@@ -65,19 +75,25 @@ class Task:
 
     Attributes:
         lines: the rows as NDJSON.
-        operations: `index` or `delete` for each.
+        operations: `index`, `delete` or `create` for each.
+        names: path and key of each, if some are to be created.
         record: told of results as they come, each row once.
+        doubt: told of rows to be created whose answer was lost.
         begun: when it was begun, on the monotonic clock.
         attempts: requests since anything of it was settled.
         failures: how often the server failed on a row.
+        unsure: rows to be created that may be stored: the index is asked before they are sent again.
     """
 
     lines: Lines
     operations: Sequence[str]
+    names: pl.DataFrame | None
     record: Record
+    doubt: Doubt
     begun: float = field(default_factory=time.monotonic)
     attempts: int = 0
     failures: dict[int, int] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)
 
 
 class Sender:
@@ -116,7 +132,9 @@ class Sender:
         waiting = [rows]
         unknown = 0
         while waiting:
-            rows = waiting.pop()
+            rows = self._without_stored(task, waiting.pop())
+            if not len(rows):
+                continue
             verdict, cause = self._ask(task, rows)
             if verdict.whole is Whole.STOPPED:
                 raise IndexUnavailable(explain_stop(verdict, self._alias, self._url))
@@ -145,13 +163,14 @@ class Sender:
 
         operations = [task.operations[row] for row in rows.tolist()]
         size_bytes = int(task.lines.sizes()[rows].sum())
+        told = "errors,items.*.status,items.*.error,items.*._seq_no" + ",items.*._id" * ("create" in operations)
         self._pace.enter()
         verdict, begun = Verdict(Whole.UNKNOWN), time.monotonic()
         try:
             answer = self._client.transport.perform_request(
                 "POST",
                 f"/{quote(self._alias, safe='')}/_bulk",
-                params={"require_alias": "true", "filter_path": "errors,items.*.status,items.*.error,items.*._seq_no"},
+                params={"require_alias": "true", "filter_path": told},
                 body=task.lines.body(rows),
                 headers={"content-type": "application/x-ndjson"},
             )
@@ -162,25 +181,69 @@ class Sender:
             if is_tls_failure(failure):
                 raise IndexUnavailable(cause) from None
             status = getattr(failure, "status_code", None)
-            if isinstance(status, int):
+            if is_refused_connection(failure):
+                verdict = Verdict(Whole.BUSY)
+            elif isinstance(status, int):
                 verdict = judge_failure(status, error_type(failure))
             return verdict, cause
         finally:
-            answered = verdict.whole is Whole.JUDGED
+            answered, seconds = verdict.whole is Whole.JUDGED, time.monotonic() - begun
             self._largest_taken = max(self._largest_taken, size_bytes if answered else 0)
-            self._pace.leave(verdict.busy, time.monotonic() - begun, size_bytes, answered)
+            self._pace.leave(verdict.busy, seconds, size_bytes, answered)
+            self._doubt(task, rows, verdict, seconds)
+
+    def _doubt(self, task: Task, rows: np.ndarray, verdict: Verdict, seconds: float) -> None:
+        """Notes which rows to be created may be stored though the server has not said so."""
+        if task.names is None:
+            return
+        lost = rows if verdict.whole is Whole.UNKNOWN else rows[sorted(verdict.unsure)]
+        if unsure := [row for row in lost.tolist() if task.operations[row] == "create"]:
+            task.unsure.update(unsure)
+            task.doubt(task.names[unsure], seconds)
+
+    def _without_stored(self, task: Task, rows: np.ndarray) -> np.ndarray:
+        """Asks the index for rows that may be stored, settles those that are, and gives the others."""
+        unsure = np.array([row for row in rows.tolist() if row in task.unsure], dtype=np.int64)
+        if task.names is None or not len(unsure):
+            return rows
+        names = task.names[unsure].with_columns(row=unsure)
+        stored = self._look_for(task, names).unique(NAME, keep="first", maintain_order=True).join(names, on=NAME)
+        task.unsure.difference_update(unsure.tolist())
+        if stored.is_empty():
+            return rows
+        found = stored["row"].to_numpy()
+        ids, seq_nos = stored["id"].to_list(), stored["seq_no"].to_list()
+        self._settle(task, Outcome(found, [CREATED] * len(found), {}, seq_nos, ids))
+        return rows[~np.isin(rows, found)]
+
+    def _look_for(self, task: Task, names: pl.DataFrame) -> pl.DataFrame:
+        """Gives the documents of some names that the index holds; asks until it answers."""
+        from opensearchpy import OpenSearchException
+
+        while True:
+            try:
+                return read_copies(self._client, self._alias, names)
+            except OpenSearchException as failure:
+                cause, kind = explain(failure, self._url), error_type(failure)
+                status = getattr(failure, "status_code", None)
+                verdict = judge_failure(status, kind) if isinstance(status, int) else Verdict(Whole.UNKNOWN)
+                if verdict.whole is Whole.STOPPED and kind != LOST_PAGES:
+                    raise IndexUnavailable(explain_stop(verdict, self._alias, self._url)) from None
+            self._pace.rest(task.attempts, task.begun, cause)
+            task.attempts += 1
 
     def _take(self, task: Task, rows: np.ndarray, verdict: Verdict) -> np.ndarray:
         """Settles what was answered and gives the rows to be sent again."""
         again = [position for position in verdict.again if not self._give_up(task, rows, position, verdict)]
         if not again:
-            self._settle(task, Outcome(rows, verdict.codes, verdict.refusals, verdict.seq_nos))
+            self._settle(task, Outcome(rows, verdict.codes, verdict.refusals, verdict.seq_nos, verdict.ids))
             return rows[:0]
         settled = [position for position, code in enumerate(verdict.codes) if code]
         if settled:
             refusals = {new: verdict.refusals[old] for new, old in enumerate(settled) if old in verdict.refusals}
             codes, seq_nos = ([known[old] for old in settled] for known in (verdict.codes, verdict.seq_nos))
-            self._settle(task, Outcome(rows[settled], codes, refusals, seq_nos))
+            ids = [verdict.ids[old] for old in settled]
+            self._settle(task, Outcome(rows[settled], codes, refusals, seq_nos, ids))
         return rows[again]
 
     def _give_up(self, task: Task, rows: np.ndarray, position: int, verdict: Verdict) -> bool:

@@ -19,8 +19,8 @@ STATE_FIELDS: dict[str, dict[str, Any]] = {
     "hash_high": {"type": "integer", "index": False},
     "hash_low": {"type": "integer", "index": False},
 }
-"""Fields that let the index be compared with the lake: `bucket`, a hash of the id, and the document's whole hash as two
-32-bit numbers, whose sums are exact."""
+"""Fields that let the index be compared with the lake: `bucket`, a hash of path and key, and the document's whole hash
+as two 32-bit numbers, whose sums are exact."""
 
 REPAIR_STEP = 1024
 
@@ -48,15 +48,19 @@ def document_columns(documents: pl.DataFrame, metrics: Sequence[str]) -> pl.Data
         documents: of clean or indexing, with id, metrics, and the `whole_hash` of `whole_hashes`.
         metrics: names of the metric columns.
     """
-    whole = pl.col("whole_hash")
-    return documents.select("id", *INDEXED, *metrics, bucket=buckets(documents["id"]), hash_high=whole // 2**32,
+    whole, bucket = pl.col("whole_hash"), buckets(documents["path"], documents["key"])
+    return documents.select("id", *INDEXED, *metrics, bucket, hash_high=whole // 2**32,
                             hash_low=whole - whole // 2**32 * 2**32 - 2**31)  # fmt: skip
 
 
-def buckets(ids: pl.Series) -> pl.Series:
-    """Gives the bucket of each id, 0 to 4,095: CRC-32 of its bytes, modulo; it stays when rows move. Int64."""
+def buckets(path: pl.Series, key: pl.Series) -> pl.Series:
+    """Gives the bucket of each document, 0 to 4,095: CRC-32 of its path and key, modulo.
+
+    It stays when rows move, and is known before there is an id. Int64, named `bucket`.
+    """
     crc32 = zlib.crc32
-    return pl.Series("bucket", [crc32(value) % BUCKETS for value in ids.cast(pl.Binary).to_list()], dtype=pl.Int64)
+    names = pl.select(pl.concat_str(path, pl.lit("\n"), key).cast(pl.Binary)).to_series()
+    return pl.Series("bucket", [crc32(name) % BUCKETS for name in names.to_list()], dtype=pl.Int64)
 
 
 def metrics_of(documents: pl.DataFrame) -> list[str]:

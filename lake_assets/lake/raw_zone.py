@@ -15,6 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from lake_assets.lake.tables import local_path
 from lake_assets.settings import Settings
 
 CHUNK_BYTES = 4 << 20
+COPYING = ".landing"  # the folder of copies under way
+DEAD_SECONDS = 3600.0  # after which a copy that nobody writes to is one of a process that died
 LISTING = {"path": pl.String, "etag": pl.String, "size_bytes": pl.Int64, "last_modified": UTC_TIMESTAMP}
 
 
@@ -128,7 +131,7 @@ class LocalRawZone(RawZone):
     def put(self, path: str, source: Path) -> None:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".landing-", dir=target.parent)
+        descriptor, name = tempfile.mkstemp(dir=self._copies())
         try:
             with open(source, "rb") as reader, os.fdopen(descriptor, "wb") as writer:
                 shutil.copyfileobj(reader, writer, CHUNK_BYTES)
@@ -139,6 +142,16 @@ class LocalRawZone(RawZone):
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+    def _copies(self) -> Path:
+        """Gives the folder of copies under way, without those that a process has left that died."""
+        folder = self.root / COPYING
+        folder.mkdir(exist_ok=True)
+        for copy in folder.iterdir():
+            with suppress(FileNotFoundError):  # it has just become an object
+                if time.time() - copy.stat().st_mtime > DEAD_SECONDS:
+                    copy.unlink()
+        return folder
 
 
 class S3RawZone(RawZone):

@@ -35,10 +35,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m lake_assets_tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="of `lake`, over the whole road")
     parser.add_argument("--seed", default="1", help="chooses the instants")
+    ways = ["source", "counter", "opensearch"]
+    parser.add_argument("--ids", choices=ways, default="source", help="how ids are chosen")
     parser.add_argument("--without-node", action="store_true", help="do not kill the node as well")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
-    trials = kill_processes(options.kills, options.seed)
+    trials = kill_processes(options.kills, options.seed, options.ids)
     OUT.print(table_of([trial for trial in trials if trial.was_killed]))
     OUT.print(places_of([trial for trial in trials if trial.was_killed]))
     found = [f"{trial.step}, killed at {trial.instant} ({trial.place}): {said}"
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> int:
     return 1 if found else 0
 
 
-def kill_processes(kills: int, seed: str) -> list[Trial]:
+def kill_processes(kills: int, seed: str, ids: str) -> list[Trial]:
     """Walks until so many processes were killed, on a node of its own."""
     trials: list[Trial] = []
 
@@ -75,12 +77,12 @@ def kill_processes(kills: int, seed: str) -> list[Trial]:
         url = node.start(home, heap="512m", owned=True, java_flags=["-XX:TieredStopAtLevel=1"]).url
         name = f"chaos-{uuid.uuid4().hex[:8]}"
         try:
-            usual = walk_usual(url, f"{name}-usual")
+            usual = walk_usual(url, f"{name}-usual", ids=ids)
             for number in range(1, MOST_MISSES * (kills // len(STEPS) + 1) + 1):
                 done = sum(trial.was_killed for trial in trials)
                 if done >= kills:
                     break
-                walk_killed(url, f"{name}-{number}", usual, f"{seed} {number}", tell, kills - done)
+                walk_killed(url, f"{name}-{number}", usual, f"{seed} {number}", tell, kills - done, ids=ids)
         finally:
             node.stop(home)
     return trials

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -51,15 +52,11 @@ class Trial:
 class Walker:
     """A lake of its own in a folder, with an alias of its own on a node."""
 
-    def __init__(self, folder: Path, url: str, alias: str) -> None:
+    def __init__(self, folder: Path, url: str, alias: str, ids: str) -> None:
         self.folder = folder
-        self.settings = Settings(
-            _env_file=None,
-            lake_home=folder / "home",
-            lake_sources=folder / "sources.toml",
-            opensearch_url=url,
-            opensearch_alias=alias,
-        )
+        told: dict[str, Any] = {"lake_home": folder / "home", "lake_sources": folder / "sources.toml", "lake_ids": ids,
+                                "opensearch_url": url, "opensearch_alias": alias}  # fmt: skip
+        self.settings = Settings(_env_file=None, **told)
         self.environment = environment(self.settings)
         self.watch = Watch(folder / "home", url, alias)
         self.held: list[tuple[str, str, str]] = []  # slots that were complained of: each once
@@ -75,7 +72,7 @@ class Walker:
         found = [f"ends with {ran.code}: {ran.err[-500:]}{ran.out[-300:]}"] if ran.code else []
         found += [f"left running: {name}" for name in ran.left]
         state = read_state(self.settings)
-        found += differences(state, usual)
+        found += differences(state, usual, self.settings.lake_ids)
         try:
             assert_index_is_clean(state)
         except AssertionError as error:
@@ -130,10 +127,10 @@ class Walker:
 
 
 @contextlib.contextmanager
-def walker(url: str, alias: str) -> Iterator[Walker]:
+def walker(url: str, alias: str, ids: str = "source") -> Iterator[Walker]:
     """Gives an empty lake with a name of its own in the node; afterwards both are gone."""
     with tempfile.TemporaryDirectory(prefix="lake-chaos-", ignore_cleanup_errors=True) as folder:
-        walking = Walker(Path(folder), url, alias)
+        walking = Walker(Path(folder), url, alias, ids)
         try:
             yield walking
         finally:
@@ -142,20 +139,23 @@ def walker(url: str, alias: str) -> Iterator[Walker]:
                 client.indices.delete(index=name)
 
 
-def differences(state: State, usual: State) -> list[str]:
-    """Tells which tables and documents differ from those of the walk that nobody killed."""
+def differences(state: State, usual: State, ids: str = "source") -> list[str]:
+    """Tells which tables and documents differ from those of the walk that nobody killed.
+
+    Ids that are not computed are others in every walk.
+    """
     found = []
     for key, table in state.tables.items():
-        columns = sorted(set(table.columns) - OF_A_WALK)
+        columns = sorted(set(table.columns) - OF_A_WALK - ({"id"} if ids != "source" else set()))
         one, other = (frame.select(columns).sort(columns) for frame in (table, usual[key]))
         if not one.equals(other):
             surplus = _counted(one, columns).join(_counted(other, columns), on=[*columns, "len"], how="anti",
                                                   nulls_equal=True)  # fmt: skip
             found.append(f"{key}: {one.height} rows instead of {other.height}, {surplus.height} others")
-    ids = {*state.index, *usual.index}
-    wrong = [id for id in ids if _source(state, id) != _source(usual, id)]
-    if wrong:
-        found.append(f"index: {len(state.index)} documents instead of {len(usual.index)}, {len(wrong)} differ")
+    one, other = _sources(state), _sources(usual)
+    wrong = sum(one.get(name) != other.get(name) for name in {*one, *other})
+    if wrong or len(state.index) != len(usual.index):
+        found.append(f"index: {len(state.index)} documents instead of {len(usual.index)}, {wrong} differ")
     return found
 
 
@@ -163,18 +163,18 @@ def _counted(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     return frame.group_by(columns).len()
 
 
-def _source(state: State, id: str) -> object:
-    return state.index.get(id, {}).get("_source")
+def _sources(state: State) -> dict[tuple[str, str], object]:
+    return {(hit["_source"]["path"], hit["_source"]["key"]): hit["_source"] for hit in state.index.values()}
 
 
-def walk_usual(url: str, alias: str, steps: Sequence[Step] = STEPS) -> list[Usual]:
+def walk_usual(url: str, alias: str, steps: Sequence[Step] = STEPS, ids: str = "source") -> list[Usual]:
     """Walks the road and kills nothing: what every other walk has to end like.
 
     Raises:
         RuntimeError: something is wrong even so.
     """
     usual = []
-    with walker(url, alias) as walking:
+    with walker(url, alias, ids) as walking:
         for step in steps:
             step.prepare(walking.folder)
             ran = walking.run(step)
@@ -192,6 +192,7 @@ def walk_killed(
     tell: Callable[[Trial], None],
     most: int = len(STEPS),
     in_a_row: int = 1,
+    ids: str = "source",
 ) -> None:
     """Walks the road, kills every command at an instant of the seed's, and runs it again plainly.
 
@@ -202,11 +203,12 @@ def walk_killed(
         seed: chooses the instants.
         tell: given each kill when the plain run after it has been looked at, and what is wrong with it.
         most: commands that are killed; which are spared is the seed's choice too.
+        ids: how they are chosen, as LAKE_IDS has it.
         in_a_row: kills before a plain run: of the command, of the run that should have mended it, and so on.
     """
     choice = random.Random(seed)
     spared = set(choice.sample(range(len(usual)), max(0, len(usual) - most)))
-    with walker(url, alias) as walking:
+    with walker(url, alias, ids) as walking:
         for number, each in enumerate(usual):
             each.step.prepare(walking.folder)
             trials = [_kill(walking, each, choice) for _ in range(0 if number in spared else in_a_row)]

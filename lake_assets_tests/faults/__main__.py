@@ -23,8 +23,8 @@ from lake_assets_tests.faults.clients import CLIENTS
 from lake_assets_tests.faults.table import PAGE, Row, page, terminal_table
 from lake_assets_tests.faults.trial import Restart, Trial, try_client
 
-BESIDE = 4
-"""So many of the helpers' trials at once: most of them only hang. Ours are tried one after the other, alone."""
+OURS_BESIDE, BESIDE = 3, 4
+"""So many trials at once, of ours and of the helpers: they mostly wait, or only hang."""
 
 OUT = Console(highlight=False, width=190)
 
@@ -47,29 +47,50 @@ def own_node() -> Iterator[tuple[str, Restart]]:
             node.stop(home)
 
 
-def try_all(strategy: Strategy, cases: Sequence[Case], clients: Sequence[str], count: int) -> list[Row]:
-    """Tries every case with every client; the restarts come last, on a node that belongs to them."""
+def try_all(
+    strategies: Sequence[Strategy], cases: Sequence[Case], clients: Sequence[str], count: int
+) -> dict[str, list[Row]]:
+    """Tries every case with every client; the restarts come last, one after the other, on a node that belongs to them.
+
+    Returns:
+        By strategy a row for each case.
+    """
     trials: list[Trial] = []
 
-    def tried(client: str, case: Case, url: str, restart: Restart | None = None) -> None:
+    def tried(url: str, client: str, case: Case, strategy: Strategy, restart: Restart | None = None) -> None:
         trial = try_client(client, case, strategy, url, count=count, restart=restart)
-        OUT.print(f"  {case.name}, {client}: {trial.stored} stored, {trial.told.ended}, {trial.told.seconds:.1f} s")
+        named = f"{case.name}, {strategy.name}, {client}"
+        OUT.print(f"  {named}: {trial.stored} stored, {trial.told.ended}, {trial.told.seconds:.1f} s")
         trials.append(trial)
 
-    calm = [case for case in cases if not case.restarts]
-    others = [client for client in clients if client != "ours"]
+    todo = [
+        (client, case, strategy)
+        for case in cases
+        for client in clients
+        for strategy in strategies
+        if client == "ours" or strategy.has_rivals
+    ]
+    calm = [one for one in todo if not one[1].restarts]
     if calm:
-        with own_node() as (url, _), ThreadPoolExecutor(BESIDE) as pool:
-            for case in calm:
-                tried("ours", case, url)
-            for pending in [pool.submit(tried, client, case, url) for case in calm for client in others]:
-                pending.result()
-    for case in cases:
-        if case.restarts:
-            with own_node() as (url, restart):
-                for client in clients:
-                    tried(client, case, url, restart)
-    return [{trial.client: trial for trial in trials if trial.case is case} for case in cases]
+        with own_node() as (url, _):
+            for is_ours, at_once in ((True, OURS_BESIDE), (False, BESIDE)):
+                with ThreadPoolExecutor(at_once) as pool:
+                    chosen = [one for one in calm if (one[0] == "ours") == is_ours]
+                    for pending in [pool.submit(tried, url, *one) for one in chosen]:
+                        pending.result()
+    if len(calm) < len(todo):
+        with own_node() as (url, restart):
+            for one in todo:
+                if one[1].restarts:
+                    tried(url, *one, restart)
+    found = {(trial.strategy, trial.case.name, trial.client): trial for trial in trials}
+    return {
+        strategy.name: [
+            {client: found[key] for client in clients if (key := (strategy.name, case.name, client)) in found}
+            for case in cases
+        ]
+        for strategy in strategies
+    }
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +106,7 @@ def main(arguments: list[str]) -> int:
     cases = [case for case in CASES if not options.faults or case.name in options.faults]
     clients = ["ours"] if options.ours else list(CLIENTS)
     begun = time.monotonic()
-    rows = {name: try_all(strategy, cases, clients, options.documents) for name, strategy in STRATEGIES.items()}
+    rows = try_all(list(STRATEGIES.values()), cases, clients, options.documents)
     complaints: list[str] = []
     for name, found in rows.items():
         OUT.print(terminal_table(name, found))

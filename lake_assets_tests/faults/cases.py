@@ -5,14 +5,20 @@ A new fault is one more row of `CASES`, a new strategy one more row of `STRATEGI
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from lake_assets.index.created import create_documents
 from lake_assets.index.delivery import deliver
 from lake_assets.index.ids import source_ids
+from lake_assets.index.names import choose_ids, counting
+from lake_assets.lake.tables import Lake
+from lake_assets.settings import Settings
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -71,12 +77,15 @@ CASES = (
     Case("request 413", "request 413"),
     Case("accepted, then cut", "accepted, then cut"),
     Case("accepted, then 504", "accepted, then 504"),
-    Case("accepted, then no answer", "no answer", timeout_seconds=1.0),
+    Case("accepted, then timeout", "no answer", timeout_seconds=1.0),
+    Case("timeout, then accepted", "carried out late", timeout_seconds=1.0),
     Case("truncated answer", "answer cut short"),
     Case("truncated JSON", "half the JSON"),
     Case("HTML answer", "HTML"),
     Case("wrong item count", "one item short"),
     Case("slow drip", "slow drip", timeout_seconds=1.0),
+    Case("a quarter lost, then cut", "a quarter of the items lost, then cut"),
+    Case("any of them", "any", timeout_seconds=1.0, deadline_seconds=30.0),
     Case("over 1 MB: 413", text_chars=LARGE_CHARS, oversized=10, limit_bytes=1_000_000, deadline_seconds=30.0),
     Case("node restarted mid-load", delay_seconds=0.25, restarts=True, deadline_seconds=60.0),
 )
@@ -125,15 +134,26 @@ class Strategy:
         name: as the setting has it.
         identify: adds `id` to the documents of a case; it stays away where the server makes it.
         deliver: sends frames as the product does with such ids: client, alias, frames, body bytes, seconds → receipts.
+        has_rivals: opensearch-py's helpers are tried with such ids too.
     """
 
     name: str
     identify: Callable[[pl.DataFrame], pl.DataFrame]
     deliver: Callable[[OpenSearch, str, Iterator[pl.DataFrame], int, float], Iterator[pl.DataFrame]]
+    has_rivals: bool = True
 
 
 def _identify_by_source(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(source_ids(rows["path"], rows["key"]))
+
+
+def _identify_by_counter(rows: pl.DataFrame) -> pl.DataFrame:
+    """Reserves numbers and writes them down, in a lake that is there for nothing else."""
+    with tempfile.TemporaryDirectory(prefix="lake-faults-") as folder:
+        settings = Settings(_env_file=None, lake_home=Path(folder), lake_ids="counter")
+        names = rows.select(scope="path", key="key")
+        chosen = choose_ids(Lake(settings), 1, names, counting(settings, "faults"))
+    return rows.join(chosen.select("key", "id"), on="key", maintain_order="left")
 
 
 def _deliver_whole(
@@ -142,4 +162,14 @@ def _deliver_whole(
     return deliver(client, alias, frames, body_bytes=body_bytes, deadline_seconds=deadline_seconds)
 
 
-STRATEGIES = {strategy.name: strategy for strategy in (Strategy("source", _identify_by_source, _deliver_whole),)}
+def _deliver_unnamed(
+    client: OpenSearch, alias: str, frames: Iterator[pl.DataFrame], body_bytes: int, deadline_seconds: float
+) -> Iterator[pl.DataFrame]:
+    return create_documents(client, alias, frames, body_bytes=body_bytes, deadline_seconds=deadline_seconds)
+
+
+STRATEGIES = {
+    "source": Strategy("source", _identify_by_source, _deliver_whole),
+    "counter": Strategy("counter", _identify_by_counter, _deliver_whole, has_rivals=False),
+    "opensearch": Strategy("opensearch", lambda rows: rows, _deliver_unnamed),
+}

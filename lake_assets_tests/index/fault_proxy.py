@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ JSON = "application/json; charset=UTF-8"
 DRIP_SECONDS = 0.05
 """Between two bytes of a slow drip: far below every timeout of a read."""
 
+LATE_SECONDS = 1.5
+"""How much later a request is carried out whose client is not to wait so long."""
+
 
 class Proxy(ThreadingHTTPServer):
     """The proxy: what it did is counted, what it does can be changed while it runs.
@@ -30,6 +34,11 @@ class Proxy(ThreadingHTTPServer):
     Attributes:
         delay_seconds: how much later every answer to a bulk request comes.
         on_bulk: called with the number of each bulk request, from 1, before anything is done with it.
+        on_other: called with the path of every other request, before anything is done with it.
+        forbidden: other requests whose path holds it are answered 403; nothing is forbidden while it is empty.
+        wait_late: waits until a request is forwarded that is carried out late.
+        chance: what chooses one of several faults; it has a seed.
+        on_late: called with the status of each request that was carried out late.
         at_once: for each bulk request how many were under way when it had come, itself included.
     """
 
@@ -50,8 +59,13 @@ class Proxy(ThreadingHTTPServer):
         self.at_once: list[int] = []
         self.delay_seconds = 0.0
         self.on_bulk: Callable[[int], object] = lambda _: None
+        self.on_other: Callable[[str], object] = lambda _: None
+        self.forbidden = ""
+        self.chance = random.Random(4)
+        self.on_late: Callable[[int], object] = lambda _: None
         self.released = threading.Event()
         self.lock = threading.Lock()
+        self.wait_late: Callable[[], object] = lambda: self.released.wait(LATE_SECONDS)
 
     @property
     def url(self) -> str:
@@ -102,10 +116,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if "/_bulk" not in self.path:
-            self.reply(*self.forward(body))
-            return
         proxy = self.proxy
+        if "/_bulk" not in self.path:
+            proxy.on_other(self.path)
+            if proxy.forbidden and proxy.forbidden in self.path:
+                self.reply(403, JSON, b'{"error": {"type": "security_exception"}}')
+            else:
+                self.reply(*self.forward(body))
+            return
         with proxy.lock:
             proxy.bulks += 1
             spoil = proxy.fault != "none" and proxy.bulks % proxy.every == 0
@@ -160,13 +178,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def operations(body: bytes) -> list[tuple[str, str, bytes]]:
-    """Takes a bulk body apart: operation, id and bytes of each document."""
+    """Takes a bulk body apart: operation, id (empty if the server makes it) and bytes of each document."""
     found: list[tuple[str, str, bytes]] = []
     lines = iter(body.split(b"\n")[:-1])
     for line in lines:
         ((operation, told),) = json.loads(line).items()
         source = b"" if operation == "delete" else next(lines) + b"\n"
-        found.append((operation, told["_id"], line + b"\n" + source))
+        found.append((operation, told.get("_id", ""), line + b"\n" + source))
     return found
 
 
@@ -194,6 +212,12 @@ def _fails_items(status: int, chosen: Callable[[int, str], bool]) -> Callable[[_
 
 def _cuts(handler: _Handler, body: bytes) -> None:
     handler.forward(body)
+    handler.cut()
+
+
+def _loses_items(handler: _Handler, body: bytes) -> None:
+    """Forwards all but a quarter of the documents, and cuts the connection."""
+    handler.forward(b"".join(sent for position, (_, _, sent) in enumerate(operations(body)) if position % 4))
     handler.cut()
 
 
@@ -230,6 +254,14 @@ def _empties(handler: _Handler, body: bytes) -> None:
 def _hangs(handler: _Handler, body: bytes) -> None:
     handler.forward(body)
     handler.proxy.released.wait(30)
+    handler.cut()
+
+
+def _is_late(handler: _Handler, body: bytes) -> None:
+    """Forwards a request when nobody waits for its answer any more."""
+    proxy = handler.proxy
+    proxy.wait_late()
+    proxy.on_late(handler.forward(body)[0])
     handler.cut()
 
 
@@ -275,6 +307,12 @@ def _flood_stage(handler: _Handler, body: bytes) -> None:
     handler.reply(200, JSON, json.dumps({"errors": True, "items": items}).encode())
 
 
+def _does_any(handler: _Handler, body: bytes) -> None:
+    with handler.proxy.lock:
+        fault = handler.proxy.chance.choice(PASSING)
+    FAULTS[fault](handler, body)
+
+
 FAULTS: dict[str, Callable[[_Handler, bytes], None]] = {
     "request 429": _answers_only(429),
     "request 503": _answers_only(503),
@@ -286,6 +324,7 @@ FAULTS: dict[str, Callable[[_Handler, bytes], None]] = {
     "one document 500": _fails_items(500, lambda _, id_: id_ == "7"),
     "one document 413": _dislikes_one,
     "accepted, then cut": _cuts,
+    "a quarter of the items lost, then cut": _loses_items,
     "accepted, then 504": _answers_504,
     "answer cut short": _cuts_answer,
     "half the JSON": _halves_json,
@@ -293,7 +332,16 @@ FAULTS: dict[str, Callable[[_Handler, bytes], None]] = {
     "one item short": _drops_item,
     "nothing": _empties,
     "no answer": _hangs,
+    "carried out late": _is_late,
     "an answer without end": _trickles,
     "slow drip": _drips,
     "flood stage": _flood_stage,
+    "any": _does_any,
 }
+
+PASSING = (
+    "request 429", "request 503", "request 413", "a quarter of the items 429", "a quarter of the items 503",
+    "accepted, then cut", "a quarter of the items lost, then cut", "accepted, then 504", "answer cut short",
+    "half the JSON", "HTML", "one item short", "nothing", "no answer", "carried out late", "slow drip",
+)  # fmt: skip
+"""Faults that a client can get over by sending again."""

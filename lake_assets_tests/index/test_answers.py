@@ -25,7 +25,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["items", "index", "status", "error", "type", "reason"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["items", "index", "create", "status", "error", "type", "reason"]), inner, max_size=3
+        )
     ),
 )
 
@@ -58,12 +60,31 @@ def test_an_answer_that_does_not_fit_counts_for_nothing(answer: Any) -> None:
     assert judge_items(answer, ["index"]).whole is Whole.UNKNOWN
 
 
-@given(JSON, st.lists(st.sampled_from(["index", "delete"]), max_size=3))
+@given(JSON, st.lists(st.sampled_from(["index", "delete", "create"]), max_size=3))
 def test_no_answer_breaks_the_judge(answer: Any, operations: list[str]) -> None:
     verdict = judge_items(answer, operations)
     if verdict.whole is Whole.JUDGED:
         assert len(verdict.codes) == len(operations)
         assert {position for position, code in enumerate(verdict.codes) if not code} == set(verdict.again)
+
+
+def test_what_was_created_has_the_id_that_the_server_made() -> None:
+    items = [{"create": {"status": 201, "_id": "a", "_seq_no": 7}}, {"index": {"status": 200, "_id": "b"}}]
+    verdict = judge_items({"items": items}, ["create", "index"])
+    assert verdict.codes == [CREATED, UPDATED]
+    assert (verdict.ids, verdict.seq_nos) == (["a", None], [7, -1])
+
+
+def test_without_the_id_of_what_was_created_an_answer_counts_for_nothing() -> None:
+    assert judge_items({"items": [{"create": {"status": 201, "_seq_no": 7}}]}, ["create"]).whole is Whole.UNKNOWN
+
+
+def test_what_may_have_been_done_all_the_same_is_told() -> None:
+    items = [{"create": {"status": status, "error": {"type": "x"}}} for status in (429, 500, 503, 409, 400)]
+    verdict = judge_items({"items": items}, ["create"] * 5)
+    assert verdict.again == [0, 1, 2, 3]
+    assert verdict.unsure == {1, 2, 3}
+    assert verdict.codes == [0, 0, 0, 0, REFUSED]
 
 
 def test_only_429_and_5xx_are_sent_again() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lake_assets.index.attributes import DEPTH, TERM_BYTES, project_attributes
-from lake_assets.index.bodies import estimate_bytes, write_lines
+from lake_assets.index.bodies import check_columns, estimate_bytes, refuse_rows, write_lines
 from lake_assets.index.sender import split_rows
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -47,6 +47,21 @@ def test_any_text_arrives_as_it_was(rows: list[tuple[str, str | None]]) -> None:
         action, source = lines.body(np.array([row])).decode().removesuffix("\n").split("\n")
         assert json.loads(action) == {"index": {"_id": id_, "version": 1, "version_type": "external_gte"}}
         assert json.loads(source).get("text") == text
+
+
+def test_a_document_to_create_is_written_without_an_id_and_a_version() -> None:
+    frame = frame_of(path=["a"] * 3, key=["1", "2", "3"]).with_columns(
+        pl.Series("id", [None, "b", "c"]), pl.Series("operation", ["create", "index", "delete"])
+    )
+    check_columns(frame)
+    assert refuse_rows(frame).to_list() == [None, None, None]
+    lines = [json.loads(line) for line in bytes(write_lines(frame).text).decode().split("\n")[:-1]]
+    named = {"version": 1, "version_type": "external_gte"}
+    assert lines == [
+        {"create": {}}, {"path": "a", "key": "1"},
+        {"index": {"_id": "b", **named}}, {"path": "a", "key": "2"},
+        {"delete": {"_id": "c", **named}},
+    ]  # fmt: skip
 
 
 def test_numbers_and_times_become_what_json_has() -> None:

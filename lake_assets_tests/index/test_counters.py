@@ -40,9 +40,7 @@ PROCESSES.set_forkserver_preload([__name__])
 @pytest.fixture(scope="module", autouse=True)
 def fork_server(isolated_environment: None) -> None:
     """Starts the process that all others are forked from, where it finds this module: it then imports only once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        forkserver.ensure_running()
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="module")

@@ -380,7 +380,7 @@ def test_progress_is_told_up_to_the_last_row(client: OpenSearch, alias: str) -> 
     [
         (lambda frame: frame.drop("version"), "needs a column `version`"),
         (lambda frame: frame.with_columns(pl.col("id").cast(pl.Int64)), "needs a column `id`"),
-        (lambda frame: frame.with_columns(operation=pl.lit("update")), "must be `index` or `delete`"),
+        (lambda frame: frame.with_columns(operation=pl.lit("update")), "must be `index`, `delete` or `create`"),
         (lambda frame: frame.with_columns(raw=pl.lit(b"x")), "Column `raw` of type Binary cannot be delivered"),
         (lambda frame: frame.with_columns(attributes=pl.lit(1)), "must hold a JSON object"),
     ],

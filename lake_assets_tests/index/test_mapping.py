@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from opensearchpy import OpenSearch
@@ -15,8 +16,11 @@ from lake_assets.index.mapping import (
     contract_fields,
     ensure_index,
     extend_mapping,
+    field_mapping,
     find_index,
+    index_body,
     index_state,
+    mapping_version,
     read_mapping,
 )
 from lake_assets.settings import Settings
@@ -89,6 +93,26 @@ def test_metric_fields_join_later(client: OpenSearch, fresh_alias: str) -> None:
     assert read_mapping(client, fresh_alias)["sentiment_score"] == {"type": "float"}
 
 
+def test_the_mapping_says_which_version_it_is_and_which_contracts_made_it(client: OpenSearch, fresh_alias: str) -> None:
+    def told() -> dict[str, Any]:
+        return next(iter(client.indices.get_mapping(index=fresh_alias).values()))["mappings"]["_meta"]
+
+    ensure_index(client, fresh_alias, {})
+    first = index_state(client, fresh_alias)["mapping_version"]
+    assert told() == {"mapping_version": first, "contracts": ["clean/documents", "enrich/documents"]}
+    extend_mapping(client, fresh_alias, METRICS)
+    later = index_state(client, fresh_alias)["mapping_version"]
+    assert later not in ("", first)
+    declared = {name: field_mapping(field) for name, field in {**METRICS, **contract_fields()}.items()}
+    assert told()["mapping_version"] == later == mapping_version(declared)
+
+
+def test_a_field_that_joined_the_contract_joins_an_older_index(client: OpenSearch, fresh_alias: str) -> None:
+    older = {name: field for name, field in contract_fields().items() if name != "author"}
+    client.indices.create(index=f"{fresh_alias}-1", body={**index_body(older), "aliases": {fresh_alias: {}}})
+    assert extend_mapping(client, fresh_alias, {}) == ["author"]
+
+
 def test_a_changed_type_asks_for_a_rebuild(client: OpenSearch, fresh_alias: str) -> None:
     ensure_index(client, fresh_alias, METRICS)
     with pytest.raises(
@@ -117,5 +141,6 @@ def test_the_state_counts_what_was_just_written(client: OpenSearch, fresh_alias:
     client.index(index=fresh_alias, id="1", body={"text": "x"})
     state = index_state(client, fresh_alias)
     assert state.pop("size_bytes") > 0
+    assert state.pop("mapping_version") == mapping_version(read_mapping(client, fresh_alias))
     fields = len(contract_fields()) + 2
     assert state == {"alias": fresh_alias, "index": f"{fresh_alias}-000001", "documents": 1, "fields": fields}

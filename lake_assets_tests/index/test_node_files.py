@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import resource
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from lake_assets.errors import NodeFailed
 from lake_assets.index import node_files
 from lake_assets.index.node_files import BREAK_ITERATOR_SERVICE, OPENSEARCH, SERVICES
 from lake_assets.settings import Settings
+from lake_assets_tests.road import set_environment
 
 ARTIFACT_PATH = f"{OPENSEARCH.group.replace('.', '/')}/{OPENSEARCH.name}/{OPENSEARCH.version}"
 ARTIFACT_NAME = f"{OPENSEARCH.name}-{OPENSEARCH.version}.zip"
@@ -41,7 +43,7 @@ def local_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty Maven repository in the place of the user's."""
     folder = tmp_path / "m2"
     folder.mkdir()
-    monkeypatch.setenv("M2_REPO", str(folder))
+    set_environment(monkeypatch, {"M2_REPO": str(folder)})
     return folder
 
 
@@ -56,7 +58,7 @@ def junk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def junk_server(junk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    set_environment(monkeypatch, {"NO_PROXY": "127.0.0.1"})
     handler = partial(QuietHandler, directory=str(junk))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -96,8 +98,7 @@ def test_without_a_network_the_sentence_says_what_to_check(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"http://user:geheim@127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.setenv("HTTPS_PROXY", closed)
-    monkeypatch.setenv("https_proxy", closed)
+    set_environment(monkeypatch, {"HTTPS_PROXY": closed, "https_proxy": closed})
     with pytest.raises(NodeFailed, match=r"^opensearch 3\.6\.0 cannot be fetched .*HTTPS_PROXY") as failure:
         node_files.install(tmp_path / "cache", print)
     assert "geheim" not in str(failure.value)
@@ -123,7 +124,7 @@ def test_another_file_than_was_published_is_refused_and_removed(
 def test_another_file_in_the_local_repository_is_named_and_left_alone(
     tmp_path: Path, junk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("M2_REPO", str(junk))
+    set_environment(monkeypatch, {"M2_REPO": str(junk)})
     with pytest.raises(NodeFailed, match=rf"Remove {junk / ARTIFACT_PATH / ARTIFACT_NAME}, or"):
         node_files.install(tmp_path / "cache", print)
     assert (junk / ARTIFACT_PATH / ARTIFACT_NAME).stat().st_size == JUNK_BYTES
@@ -135,6 +136,7 @@ def test_a_disk_that_takes_no_more_is_reported_as_full(
     limit = JUNK_BYTES // 2
     installed = subprocess.run(
         [sys.executable, "-c", INSTALL, str(tmp_path / "cache"), junk_server],
+        env=dict(os.environ),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,

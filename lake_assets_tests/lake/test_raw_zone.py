@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lake_assets.errors import LakeError, ObjectGone
-from lake_assets.lake.raw_zone import LocalRawZone
+from lake_assets.lake.raw_zone import COPYING, DEAD_SECONDS, LocalRawZone
 from lake_assets_tests.road import KINDS, Road, fresh_settings
 from lake_assets_tests.servers import S3Server
 
@@ -119,6 +122,29 @@ def test_keys_that_no_folder_could_hold_are_listed_and_folders_that_a_console_ma
         keys = keys if s3.kind == "ministack" else ["new\nline.txt"]  # versitygw keeps files, whose paths these are not
         road.land(dict.fromkeys(keys, b"x"))
         assert road.zone.look().objects["path"].to_list() == by_bytes([*keys, "empty.txt", "folder/a.txt"])
+
+
+def test_a_copy_that_was_killed_is_no_object_and_an_hour_later_the_next_copy_removes_it(tmp_path: Path) -> None:
+    source, zone = tmp_path / "source", LocalRawZone(tmp_path / "zone")
+    zone.root.mkdir()
+    os.mkfifo(source)
+    code = "import sys, pathlib; from lake_assets.lake.raw_zone import LocalRawZone; root, source = sys.argv[1:];"
+    code += "LocalRawZone(pathlib.Path(root)).put('box/a.txt', pathlib.Path(source))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(zone.root), str(source)])
+    with source.open("wb"):  # returns when the copy has begun
+        process.kill()
+        process.wait()
+    [left] = (zone.root / COPYING).iterdir()
+    assert zone.look().objects.is_empty()
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"whole")
+    for age, there in ((DEAD_SECONDS - 60, True), (DEAD_SECONDS + 60, False)):
+        then = time.time() - age
+        os.utime(left, (then, then))
+        zone.put("box/a.txt", whole)
+        assert left.exists() == there
+        assert zone.look().objects["path"].to_list() == ["box/a.txt"]
+        assert zone.holds("box/a.txt", whole)
 
 
 def test_hidden_files_broken_links_and_pipes_are_no_objects(tmp_path: Path) -> None:
