@@ -22,7 +22,7 @@ from lake_assets.index.client import connect
 from lake_assets.index.delivery import deliver
 from lake_assets.index.ids import source_ids
 from lake_assets.index.mapping import ensure_index
-from lake_assets.index.whole import document_columns
+from lake_assets.index.whole import STATE_FIELDS, document_columns
 from lake_assets.settings import Settings
 from lake_assets.text.documents import DocumentReader
 from lake_assets.text.records import split
@@ -122,7 +122,7 @@ def _measure(client: OpenSearch, node_pid: int, alias: str, send: Send, count: i
     Raises:
         SystemExit: the index does not hold every document.
     """
-    index = ensure_index(client, alias, {})
+    index = ensure_index(client, alias, STATE_FIELDS)
     watch = Stopwatch(node_pid)
     sent = send(client, alias)
     cost = watch.stop()

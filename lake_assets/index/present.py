@@ -118,11 +118,10 @@ def delete_seen(client: OpenSearch, index: str, copies: pl.DataFrame) -> int:
     deleted = 0
     for piece in copies.select("id", "seq_no", "primary_term").iter_slices(DELETES_A_REQUEST):
         body = [
-            {"delete": {"_index": index, "_id": id, "if_seq_no": seq_no, "if_primary_term": term}}
-            for id, seq_no, term in piece.rows()
+            {"delete": {"_id": id, "if_seq_no": seq_no, "if_primary_term": term}} for id, seq_no, term in piece.rows()
         ]
         with explained(client):
-            answer = client.bulk(body=body, params={"filter_path": "items.*.result"})
+            answer = client.bulk(index=index, body=body, params={"filter_path": "items.*.result"})
         items = answer.get("items", []) if isinstance(answer, dict) else []
         deleted += sum(item["delete"].get("result") == "deleted" for item in items)
     return deleted

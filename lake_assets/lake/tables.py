@@ -219,7 +219,7 @@ class Table:
                     f"Column {name} of {self.key} is {columns[name].type.type} in the lake, and its contract now says "
                     f"{field.type.type}; give the new column another name, or move the table."
                 )
-        added = [field for name, field in wanted.items() if name not in columns]
+        added = [Field(name, field.type, True, field.metadata) for name, field in wanted.items() if name not in columns]
         if added and present.delta is not None:
             try:
                 present.delta.alter.add_columns(added)
@@ -341,6 +341,9 @@ class _Stream:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
+        with suppress(queue.Empty):
+            self._made.get_nowait()
+        self._made.put(None)  # a writer that has failed may still wait for a frame, with a thread of its runtime
 
     def _make(self, rows: Rows) -> None:
         source = gathered(rows)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import dataframely as dy
 import polars as pl
@@ -201,3 +205,36 @@ def test_small_frames_are_gathered_and_large_batches_come_back_in_pieces(
     delta = snapshot.delta
     assert isinstance(delta, DeltaTable)
     assert len(delta.file_uris()) == 1
+
+
+ON_ONE_CORE = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):  # Linux
+    os.sched_setaffinity(0, {0})
+from pathlib import Path
+from lake_assets.settings import Settings
+from lake_assets_tests.lake.test_tables import nested
+nested(Settings(_env_file=None, lake_home=Path(sys.argv[1])))
+"""
+
+
+def nested(settings: Settings) -> None:
+    """Writes to a table with rows whose making writes to another."""
+    lake = Lake(settings)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        for part in range(3):
+            write(lake.table("notes/refused", Notes), part, "r")
+            yield rows(1, f"n{part}")
+
+    lake.table("notes/all", Notes).replace(lambda _: ([1], frames()))
+    assert len(held(lake.table("notes/all", Notes))) == 3
+
+
+def test_on_one_core_rows_whose_making_writes_to_another_table_are_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ON_ONE_CORE, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        command, cwd=root, env={"PATH": os.environ["PATH"]}, timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
