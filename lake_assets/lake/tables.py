@@ -219,7 +219,11 @@ class Table:
                     f"Column {name} of {self.key} is {columns[name].type.type} in the lake, and its contract now says "
                     f"{field.type.type}; give the new column another name, or move the table."
                 )
-        added = [Field(name, field.type, True, field.metadata) for name, field in wanted.items() if name not in columns]
+        added = [
+            Field(name, field.type, nullable=True, metadata=field.metadata)
+            for name, field in wanted.items()
+            if name not in columns
+        ]
         if added and present.delta is not None:
             try:
                 present.delta.alter.add_columns(added)
