@@ -7,10 +7,12 @@ seed's, and then run again plainly. Ends with 1 where anything differs from the 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def kill_processes(kills: int, seed: str, ids: str) -> list[Trial]:
-    """Walks until so many processes were killed, on a node of its own."""
+    """Walks until so many processes were killed, a walk a core, on a node of its own."""
     trials: list[Trial] = []
 
     def tell(trial: Trial) -> None:
@@ -78,11 +80,14 @@ def kill_processes(kills: int, seed: str, ids: str) -> list[Trial]:
         name = f"chaos-{uuid.uuid4().hex[:8]}"
         try:
             usual = walk_usual(url, f"{name}-usual", ids=ids)
-            for number in range(1, MOST_MISSES * (kills // len(STEPS) + 1) + 1):
-                done = sum(trial.was_killed for trial in trials)
-                if done >= kills:
-                    break
-                walk_killed(url, f"{name}-{number}", usual, f"{seed} {number}", tell, kills - done, ids=ids)
+
+            def walk(number: int) -> None:
+                left = kills - sum(trial.was_killed for trial in trials)
+                if left > 0:
+                    walk_killed(url, f"{name}-{number}", usual, f"{seed} {number}", tell, left, ids=ids)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(walk, range(1, MOST_MISSES * (kills // len(STEPS) + 1) + 1)))
         finally:
             node.stop(home)
     return trials
