@@ -1,7 +1,7 @@
 """`lake ui`: Dagster's page with both code locations, and everything it needs, until Ctrl-C.
 
 It prepares DAGSTER_HOME, joins or starts the local OpenSearch node, runs `dagster dev` on the loopback address, and
-ends every process of it, also when it is killed itself. It imports no Dagster.
+ends every process of it, also when it is killed itself. It imports Dagster only to make a new event log.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -94,7 +95,22 @@ def prepare_dagster_home(settings: Settings) -> Path:
     present = target.read_text(encoding="utf-8") if target.exists() else None
     if present is None or (present != wanted and present.partition("\n")[0] == wanted.partition("\n")[0]):
         _write_whole(target, wanted)
+    if target.read_text(encoding="utf-8") == wanted:
+        _make_event_log(home)
     return home
+
+
+def _make_event_log(home: Path) -> None:
+    """Makes Dagster's event log whole in one step: where it had begun and died, Dagster would take it for made."""
+    target = home / "event_log.db"
+    if target.exists():
+        return
+    from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
+
+    with tempfile.TemporaryDirectory(dir=home, prefix=".event_log-") as folder:
+        ConsolidatedSqliteEventLogStorage(folder)
+        with contextlib.suppress(FileExistsError):  # somebody else was first
+            os.link(Path(folder) / target.name, target)
 
 
 def find_workspace(home: Path) -> Path:

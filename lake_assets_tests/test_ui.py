@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,39 @@ from lake_assets_tests.road import set_environment
 from lake_assets_tests.servers import free_port
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import dagster
+from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
+from lake_assets.settings import Settings
+from lake_assets.ui import prepare_dagster_home
+for number in range(12):
+    process = os.fork()
+    if not process:
+        prepare_dagster_home(Settings(_env_file=None, lake_home=Path(sys.argv[1]) / str(number)))
+        os._exit(0)
+    time.sleep(0.02 * number)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+"""
+
+
+def test_the_event_log_is_whole_or_not_there_wherever_its_making_was_killed(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], cwd=root, check=True, timeout=60)
+    for number in range(12):
+        made = tmp_path / str(number) / "dagster" / "event_log.db"
+        if made.exists():
+            with contextlib.closing(sqlite3.connect(made)) as log:
+                assert log.execute("SELECT version_num FROM alembic_version").fetchall()
+                assert log.execute("SELECT count(*) FROM asset_keys").fetchall() == [(0,)]
+        home = prepare_dagster_home(Settings(lake_home=tmp_path / str(number)))
+        assert (home / "event_log.db").exists()
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert instance.get_materialized_partitions(dg.AssetKey("nothing")) == set()
 
 
 def test_a_new_dagster_home_is_one_that_dagster_accepts() -> None:
