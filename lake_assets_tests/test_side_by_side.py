@@ -71,7 +71,7 @@ def test_a_newer_batch_that_runs_while_an_older_one_is_held_has_the_last_word(
     assert_equal_to_the_lake(road)
 
 
-@pytest.mark.parametrize(("road", "key"), CASES, indirect=["road"])
+@pytest.mark.parametrize("key", ["indexing/documents", "clean/documents", "opensearch/documents"])
 def test_a_newer_batch_that_is_held_sees_what_an_older_one_has_written_meanwhile(
     road: Road, runners: tuple[Runner, Runner], key: str
 ) -> None:
