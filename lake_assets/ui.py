@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,14 +104,18 @@ def prepare_dagster_home(settings: Settings) -> Path:
 def _make_event_log(home: Path) -> None:
     """Makes Dagster's event log whole in one step: where it had begun and died, Dagster would take it for made."""
     target = home / "event_log.db"
-    if target.exists():
-        return
-    from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
+    if not target.exists():
+        from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
 
-    with tempfile.TemporaryDirectory(dir=home, prefix=".event_log-") as folder:
-        ConsolidatedSqliteEventLogStorage(folder)
-        with contextlib.suppress(FileExistsError):  # somebody else was first
-            os.link(Path(folder) / target.name, target)
+        folder = Path(tempfile.mkdtemp(dir=home, prefix=".event_log-"))
+        try:
+            ConsolidatedSqliteEventLogStorage(str(folder))
+            os.link(folder / target.name, target)
+        except Exception:
+            if not target.exists():  # nobody else was first either
+                raise
+    for left in home.glob(".event_log-*"):  # also of processes that were killed in the making
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def find_workspace(home: Path) -> Path:

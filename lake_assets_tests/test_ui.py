@@ -55,7 +55,7 @@ def test_the_event_log_is_whole_or_not_there_wherever_its_making_was_killed(tmp_
                 assert log.execute("SELECT version_num FROM alembic_version").fetchall()
                 assert log.execute("SELECT count(*) FROM asset_keys").fetchall() == [(0,)]
         home = prepare_dagster_home(Settings(lake_home=tmp_path / str(number)))
-        assert (home / "event_log.db").exists()
+        assert {path.name for path in home.iterdir()} == {"dagster.yaml", "event_log.db"}
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("nothing")) == set()
 
