@@ -23,6 +23,13 @@ def lines(*texts: str) -> bytes:
     return b"".join(json.dumps({"id": text.split()[0], "text": text}).encode() + b"\n" for text in texts)
 
 
+def test_ids_by_the_server_need_no_counter_also_on_s3(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with fresh_settings(request, "s3", tmp_path, lake_ids="opensearch") as settings:
+        road = Road(settings)
+        road.take({"a.jsonl": lines("one x", "two x")})
+        assert set(ids(road)) == {"one x", "two x"}
+
+
 @pytest.fixture(params=["counter", "opensearch"])
 def road(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Road]:
     """An empty lake whose ids are counted, or made by the server."""

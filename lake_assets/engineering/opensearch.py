@@ -115,20 +115,20 @@ class _Delivery:
 
     def _choose_ids(self, refused: list[pl.DataFrame]) -> None:
         """Chooses ids that are not computed; those that only the server can make come with their documents."""
-        if self.lake.settings.lake_ids == "source":
+        settings = self.lake.settings
+        if settings.lake_ids == "source":
             return
-        make = counting(self.lake.settings, f"batch {self.batch}")
-        if self.lake.settings.lake_ids == "opensearch":
-            make = partial(self._create, refused)
+        by_server = settings.lake_ids == "opensearch"
+        make = partial(self._create, refused) if by_server else counting(settings, f"batch {self.batch}")
         names = self._scoped(self.documents.frame([self.batch], ["path", "key"]))
         self.ids = choose_ids(self.lake.lake, self.batch, names, make)
-        if self.lake.settings.lake_ids == "opensearch":
+        if by_server:
             self._settle_copies()
 
     def _create(self, refused: list[pl.DataFrame], names: pl.DataFrame) -> pl.DataFrame:
         """Sends documents without an id, and gives the ids of those and of copies that an earlier run has left."""
         refused.clear()
-        copies = copies_of(self.client, self.alias, names).sort("seq_no").unique(["path", "key"], keep="first")
+        copies = copies_of(self.client, self.alias, names).unique(["path", "key"], keep="first")
         lacking = names.join(copies, on=["path", "key"], how="anti")
         waiting: Waiting = deque()
         answers = create_documents(self.client, self.alias, self._unnamed(lacking, waiting))
